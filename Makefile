@@ -1,0 +1,93 @@
+# Prunella's shell: every target sets up what it needs from nothing and is quick when that is there.
+# `make help` lists the targets. Only `make system` writes outside this folder.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := setup
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Debian packages behind the tests that look at pages in a real browser.
+SYSTEM_PACKAGES := chromium chromium-driver fonts-dejavu-core
+# What the environment was made from, and where: another lock or a moved folder makes it anew.
+FINGERPRINT := $(shell { pwd; cat requirements/dev.lock pyproject.toml; } | sha256sum | cut -c1-16)
+READY := .venv/.ready-$(FINGERPRINT)
+# Limits of the issue, in seconds; pytest is interrupted, so that it still prints what it has.
+TEST_LIMIT_S := 1500
+TEST_FULL_LIMIT_S := 4500
+PYTEST := $(BIN)/python -m pytest --durations=15
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+##@ Everyday
+
+.PHONY: setup
+setup: ## Make .venv from requirements/dev.lock, with the command at .venv/bin/prunella (plain `make` does this)
+	@SECONDS=0; $(MAKE) $(READY); echo "set-up took $$SECONDS s"
+
+.PHONY: demo
+demo: setup ## Watch a small model train under a real Airflow, break three times and be healed; ends in var/demo/report.html
+	@SECONDS=0; $(BIN)/prunella demo --dir var/demo; echo "demo took $$SECONDS s"
+
+.PHONY: up
+up: setup ## Keep the pages of Airflow and MLflow on; prints their addresses and how to sign in
+	@$(BIN)/prunella up --dir var/up
+
+.PHONY: test
+test: setup ## Every test but the slow ones (25 minutes at most)
+	@timeout --foreground --signal=INT --kill-after=60 $(TEST_LIMIT_S) $(PYTEST) -m "not slow" tests
+
+.PHONY: test-full
+test-full: setup ## Every test; one that was skipped for want of `make system` fails (75 minutes at most)
+	@timeout --foreground --signal=INT --kill-after=60 $(TEST_FULL_LIMIT_S) $(PYTEST) --no-missing-system tests
+
+.PHONY: check
+check: setup ## Lint, formatting, types, direction of imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/unit/test_imports.py
+
+.PHONY: clean
+clean: ## Remove the environment, caches and everything under var/ (experiments too)
+	@rm -rf .venv var build dist .mypy_cache .pytest_cache .ruff_cache
+	@find components dags tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "removed .venv, var and caches"
+
+##@ Now and then
+
+.PHONY: system
+system: ## Install the Debian packages that some tests need: a browser (needs root; writes outside this folder)
+	@if missing=$$(for name in $(SYSTEM_PACKAGES); do \
+	    dpkg-query -W -f '$${Status}\n' $$name 2>/dev/null | grep -q '^install ok installed' || echo $$name; done); \
+	  [ -z "$$missing" ]; then echo "system packages are there: $(SYSTEM_PACKAGES)"; exit 0; fi; \
+	if [ "$$(id -u)" != 0 ]; then \
+	  echo "make system: installing Debian packages needs root; run: sudo make system (missing:" $$missing")" >&2; exit 1; fi; \
+	if ! command -v apt-get >/dev/null; then \
+	  echo "make system: expected Debian's apt-get, found none; install these by hand:" $$missing >&2; exit 1; fi; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get -q -o Acquire::Retries=3 update; \
+	apt-get -q -o Acquire::Retries=3 install -y --no-install-recommends $(SYSTEM_PACKAGES)
+
+.PHONY: lock
+lock: setup ## Resolve pyproject.toml anew into requirements/*.lock (needs the package index; minutes)
+	@$(BIN)/python requirements/lock.py
+
+.PHONY: help
+help: ## This list
+	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# The lock is complete, so nothing is resolved: pip only fetches and unpacks.
+$(READY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: expected Python 3.11 or newer, found $$($(PYTHON) --version 2>&1); run: make PYTHON=python3.11" >&2; exit 1; }
+	@rm -f .venv/.ready-*
+	@if ! head -1 $(BIN)/pip 2>/dev/null | grep -qF "$(CURDIR)/"; then \
+	  echo "making .venv"; \
+	  $(PYTHON) -m venv --clear .venv || { echo "make: no venv; on Debian run: apt-get install python3-venv" >&2; exit 1; }; fi
+	@echo "installing $$(grep -c == requirements/dev.lock) packages from requirements/dev.lock (minutes the first time)"
+	@$(PIP) install -qq --no-deps -r requirements/dev.lock
+	@$(PIP) install -qq --no-deps --no-build-isolation -e .
+	@$(PIP) check
+	@touch $@

@@ -1,0 +1,22 @@
+"""The entry of the command line. Errors raised on purpose become one clear line; anything else keeps its traceback."""
+
+import sys
+
+from prunella.errors import PrunellaError
+
+EXIT_ERROR = 2
+
+
+def main() -> None:
+    """Run the command line."""
+    from prunella.cli import app
+
+    try:
+        app()
+    except PrunellaError as error:
+        print(f"prunella: {error}", file=sys.stderr)
+        sys.exit(EXIT_ERROR)
+
+
+if __name__ == "__main__":
+    main()

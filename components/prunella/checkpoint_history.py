@@ -1,0 +1,131 @@
+"""Which checkpoints an experiment has, what is known of each, and which of them may go. Needs no torch.
+
+Everything is a fold over the ledger's dense keys; there is no `latest` file that could lie. Retention never touches the
+newest verified checkpoint, and never a manifest, a verdict or a mark: those are evidence.
+"""
+
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+
+from prunella.errors import KeyExists
+from prunella.ledger import Ledger
+from prunella.records import CheckpointManifest, CheckpointMark, CheckpointRef, ValidationRecord, Verdict
+
+#: Objects of a checkpoint that stay for ever.
+_EVIDENCE = ("manifest.json", "verdict.json", "promoted.json", "revoked.json", "pruned.json")
+
+
+class CheckpointState(StrEnum):
+    """What is known of a checkpoint. `pruned` and `revoked` win over the verdict."""
+
+    CANDIDATE = "candidate"
+    VERIFIED = "verified"
+    REJECTED = "rejected"
+    REVOKED = "revoked"
+    PRUNED = "pruned"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointStatus:
+    """One checkpoint and its standing. `verdict` is None while nobody judged it, `digest` where it could not be read."""
+
+    manifest: CheckpointManifest
+    ref: CheckpointRef
+    state: CheckpointState
+    is_promoted: bool
+    verdict: Verdict | None
+    digest: str | None
+
+
+def list_checkpoints(ledger: Ledger) -> list[CheckpointStatus]:
+    """Every committed checkpoint of the experiment, in the order of segment, attempt and index."""
+    found = []
+    segment = 0
+    while ledger.runs(segment) or ledger.attempts(segment):
+        for attempt in ledger.attempts(segment):
+            found += [_status(ledger, manifest) for manifest in ledger.candidates(segment, attempt.attempt)]
+        segment += 1
+    return found
+
+
+def newest_verified(ledger: Ledger) -> CheckpointStatus | None:
+    """The last checkpoint that is verified and was neither revoked nor pruned; None if there is none."""
+    verified = [status for status in list_checkpoints(ledger) if status.state is CheckpointState.VERIFIED]
+    return verified[-1] if verified else None
+
+
+def _status(ledger: Ledger, manifest: CheckpointManifest) -> CheckpointStatus:
+    verdict = ledger.validation(manifest.name)
+    return CheckpointStatus(
+        manifest=manifest,
+        ref=ledger.ref(manifest),
+        state=_state(ledger, manifest.name, verdict),
+        is_promoted=ledger.mark(manifest.name, "promoted") is not None,
+        verdict=None if verdict is None else verdict.verdict,
+        digest=None if verdict is None else verdict.digest,
+    )
+
+
+def _state(ledger: Ledger, name: str, verdict: ValidationRecord | None) -> CheckpointState:
+    if ledger.mark(name, "pruned") is not None:
+        return CheckpointState.PRUNED
+    if ledger.mark(name, "revoked") is not None:
+        return CheckpointState.REVOKED
+    if verdict is None:
+        return CheckpointState.CANDIDATE
+    return CheckpointState.VERIFIED if verdict.verdict is Verdict.ACCEPTED else CheckpointState.REJECTED
+
+
+# ------------------------------------------------------------------------------------------------ retention
+
+
+def prune(ledger: Ledger, *, keep_last: int, keep_every: int, is_dry_run: bool) -> list[CheckpointStatus]:
+    """Delete the data of checkpoints that nobody needs; returns those it released (or would release).
+
+    Kept: the last `keep_last` verified, every `keep_every`-th verified one for ever (0: none), the newest promoted one,
+    and everything newer than the newest verified one. The mark is written before anything is deleted, so that a prune
+    that was killed half-way is finished by the next.
+    """
+    checkpoints = list_checkpoints(ledger)
+    released = _released(checkpoints, keep_last=max(keep_last, 1), keep_every=keep_every)
+    if is_dry_run:
+        return released
+    for status in released:
+        _mark_pruned(ledger, status)
+    for status in checkpoints:
+        if status in released or status.state is CheckpointState.PRUNED:
+            _delete_data(ledger, status.manifest.name)
+    return released
+
+
+def _released(checkpoints: list[CheckpointStatus], *, keep_last: int, keep_every: int) -> list[CheckpointStatus]:
+    verified = [status for status in checkpoints if status.state is CheckpointState.VERIFIED]
+    if not verified:
+        return []
+    promoted = [status for status in verified if status.is_promoted]
+    kept = [*verified[-keep_last:], *promoted[-1:], *_kept_for_ever(checkpoints, keep_every)]
+    older = checkpoints[: checkpoints.index(verified[-1])]
+    return [status for status in older if status.state is not CheckpointState.PRUNED and status not in kept]
+
+
+def _kept_for_ever(checkpoints: list[CheckpointStatus], keep_every: int) -> list[CheckpointStatus]:
+    """Every M-th of all that were ever verified, counting pruned ones too, so that pruning does not move the count."""
+    accepted = [status for status in checkpoints if status.verdict is Verdict.ACCEPTED]
+    every = accepted[keep_every - 1 :: keep_every] if keep_every else []
+    return [status for status in every if status.state is CheckpointState.VERIFIED]
+
+
+def _mark_pruned(ledger: Ledger, status: CheckpointStatus) -> None:
+    mark = CheckpointMark(checkpoint=status.manifest.name, reason=f"retention; was {status.state}", at_ns=time.time_ns())
+    try:
+        ledger.put(ledger.mark_key(status.manifest.name, "pruned"), mark)
+    except KeyExists:
+        return  # another prune marked it between the fold and here
+
+
+def _delete_data(ledger: Ledger, name: str) -> None:
+    prefix = ledger.checkpoint_prefix(name)
+    for leaf in ledger.store.list(prefix):
+        if leaf not in _EVIDENCE:
+            ledger.store.delete(f"{prefix}/{leaf}")

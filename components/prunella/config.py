@@ -1,0 +1,451 @@
+"""The configuration of an experiment: every knob, its default, its unit, and where the default comes from.
+
+A configuration is built by a recipe (`recipes.py`) or read from `experiment.toml`, overridden by the form, overridden by
+`--set key=value`; then it is frozen, digested and recorded. Nothing reads the environment here. A bad setting is refused
+here, once, with advice; the rest of the code trusts what it gets.
+"""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from prunella import codec
+from prunella.errors import ConfigError
+
+
+class RouterScore(StrEnum):
+    """How router logits become gate values."""
+
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+
+
+class Schedule(StrEnum):
+    """Shape of the learning rate over the experiment."""
+
+    WARMUP_STABLE_DECAY = "warmup_stable_decay"
+    COSINE = "cosine"
+
+
+class Precision(StrEnum):
+    """Arithmetic of the forward and backward pass; weights and moments are always float32."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class OnBadInput(StrEnum):
+    """What data prep does with an input it cannot read."""
+
+    ERROR = "error"
+    QUARANTINE = "quarantine"
+
+
+class OnSaveFailure(StrEnum):
+    """What training does when a candidate cannot be saved (FIELD 6, R13)."""
+
+    FAIL = "fail"
+    RETRY = "retry"
+    WARN = "warn"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Shape of the decoder-only transformer. Dimensions are counts of elements."""
+
+    vocab_size: int = 4096
+    seq_len: int = 128
+    d_model: int = 128
+    n_layers: int = 4
+    n_heads: int = 4
+    n_kv_heads: int = 2
+    head_dim: int = 32
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    qk_norm: bool = True
+    tie_embeddings: bool = False
+    init_std: float = 0.02
+    #: Scale of the output projections' init: same std everywhere (SIGMA) or divided by sqrt(2 n_layers) (Megatron). FIELD 5.
+    scale_residual_init: bool = True
+    #: Feed-forward width of dense layers; the first `n_dense_layers` layers are dense, all of them when n_experts is 0.
+    ffn_dim: int = 384
+    n_dense_layers: int = 0
+    n_experts: int = 8
+    expert_ffn_dim: int = 128
+    n_shared_experts: int = 0
+    #: Active experts: one entry for all layers, or one a layer.
+    top_k: tuple[int, ...] = (2,)
+    router_score: RouterScore = RouterScore.SOFTMAX
+    #: Weight of the load-balance loss. Source: Switch Transformer (arXiv 2101.03961) uses 1e-2; 17B-A2B of FIELD 5, 1e-3.
+    load_balance_coef: float = 1e-2
+    #: Weight of the router z-loss. Source: ST-MoE (arXiv 2202.08906), 1e-3.
+    router_z_coef: float = 1e-3
+    #: Loss-free balancing: a bias on the scores used for selection only, moved by `router_bias_rate` a step towards balance.
+    router_bias: bool = False
+    #: Source: DeepSeek-V3 (arXiv 2412.19437), 1e-3.
+    router_bias_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim"):
+            _require(getattr(self, name) >= 1, f"model.{name}", "at least 1", getattr(self, name))
+        _require(self.n_heads % self.n_kv_heads == 0, "model.n_heads", "a multiple of model.n_kv_heads", self.n_heads)
+        _require(self.head_dim % 2 == 0, "model.head_dim", "an even number (rotary embedding pairs dimensions)", self.head_dim)
+        _require(
+            self.vocab_size >= 257, "model.vocab_size", "at least 257 (256 bytes and the end-of-text token)", self.vocab_size
+        )
+        _require(self.seq_len >= 2, "model.seq_len", "at least 2", self.seq_len)
+        _require(len(self.top_k) in (1, self.n_layers), "model.top_k", "one entry, or one a layer", list(self.top_k))
+        if self.n_experts:
+            bad = [k for k in self.top_k if not 1 <= k <= self.n_experts]
+            _require(not bad, "model.top_k", f"between 1 and model.n_experts = {self.n_experts}", list(self.top_k))
+
+    def is_moe_layer(self, layer: int) -> bool:
+        """Whether layer `layer` (from 0) routes to experts."""
+        return self.n_experts > 0 and layer >= self.n_dense_layers
+
+    def top_k_at(self, layer: int) -> int:
+        """Active experts of a layer: the one source of truth for dispatch, FLOPs and count checks."""
+        return self.top_k[layer if len(self.top_k) > 1 else 0]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Where text comes from and how it becomes tokens."""
+
+    #: Files, globs, folders; `builtin:stdlib` is the source text of the Python standard library.
+    inputs: tuple[str, ...] = ("builtin:stdlib",)
+    jsonl_field: str = "text"
+    parquet_column: str = "text"
+    #: A `tokenizer.json` to load; trained on the corpus when None.
+    tokenizer: str | None = None
+    #: Bytes of text the tokenizer is trained on, at most. Source: own choice 2026-11, BPE merges saturate well before.
+    tokenizer_train_bytes: int = 4_000_000
+    heldout_fraction: float = 0.02
+    #: Bytes of text taken from the corpus, in document order; None takes all.
+    max_bytes: int | None = None
+    shard_tokens: int = 1_048_576
+    workers: int = 2
+    on_bad_input: OnBadInput = OnBadInput.QUARANTINE
+
+    def __post_init__(self) -> None:
+        _require(bool(self.inputs), "data.inputs", "at least one file, glob or folder", list(self.inputs))
+        _require(0.0 < self.heldout_fraction < 0.5, "data.heldout_fraction", "between 0 and 0.5", self.heldout_fraction)
+        _require(self.shard_tokens >= 1024, "data.shard_tokens", "at least 1024", self.shard_tokens)
+        _require(self.workers >= 1, "data.workers", "at least 1", self.workers)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """AdamW and its schedule, over the whole experiment (`segments x steps_per_segment`)."""
+
+    learning_rate: float = 3e-3
+    min_learning_rate_ratio: float = 0.1
+    betas: tuple[float, ...] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    grad_clip_norm: float = 1.0
+    schedule: Schedule = Schedule.WARMUP_STABLE_DECAY
+    warmup_steps: int = 10
+    #: Part of the experiment over which WSD decays, at its end. Source: MiniCPM (arXiv 2404.06395), about 0.1; 0.2 for short runs.
+    decay_fraction: float = 0.2
+    precision: Precision = Precision.FP32
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, "optim.learning_rate", "positive", self.learning_rate)
+        _require(len(self.betas) == 2, "optim.betas", "two numbers", list(self.betas))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchConfig:
+    """Sequences an optimizer step sees. The global batch is fixed by the recipe, whatever the world size."""
+
+    global_sequences: int = 16
+    micro_sequences: int = 8
+
+    def __post_init__(self) -> None:
+        _require(self.global_sequences >= 1, "batch.global_sequences", "at least 1", self.global_sequences)
+        _require(self.micro_sequences >= 1, "batch.micro_sequences", "at least 1", self.micro_sequences)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParallelConfig:
+    """How the model is spread over ranks."""
+
+    #: Ranks that share the experts of a layer; 0 takes the greatest common divisor of world size and n_experts.
+    expert_parallel: int = 0
+    #: CPU threads of a rank; recorded, because another value rounds differently (DESIGN 4.11).
+    threads_per_rank: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """When candidates are written, how many are kept, and how strictly they are judged."""
+
+    interval_steps: int = 10
+    #: Executed steps that may be without a durable candidate before training waits for the save; None means interval_steps.
+    max_unsaved_steps: int | None = None
+    on_save_failure: OnSaveFailure = OnSaveFailure.FAIL
+    keep_last: int = 3
+    #: Every M-th verified checkpoint is kept for ever; 0 keeps none beyond keep_last.
+    keep_every: int = 0
+    #: Relative difference allowed between the probe loss at the save and in validation, which runs at another world size.
+    #: Source: own measurement 2026-11, see DECISIONS "probe tolerance"; fp32 sums in another order differ by about 1e-6.
+    probe_loss_rtol: float = 1e-4
+    #: As above with bf16 arithmetic, 8 bits of mantissa.
+    probe_loss_rtol_bf16: float = 2e-2
+    #: Largest factor between the parameter norm of a candidate and of the verified checkpoint before it.
+    #: Source: own choice 2026-11; training moves the norm by a few percent an interval, a flipped exponent bit by 2^64.
+    max_norm_ratio: float = 2.0
+
+    def __post_init__(self) -> None:
+        _require(self.interval_steps >= 1, "checkpoint.interval_steps", "at least 1", self.interval_steps)
+        _require(
+            self.keep_last >= 1,
+            "checkpoint.keep_last",
+            "at least 1: the last verified checkpoint is never deleted",
+            self.keep_last,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateConfig:
+    """What a node must show before it may train."""
+
+    #: Side of the square matrices multiplied. 256 keeps a CPU node's gate under a second.
+    matrix_size: int = 256
+    #: Largest error of a product or reduction against float64, in units in the last place of the result's magnitude.
+    #: Source: own measurement 2026-11 (AMD EPYC, torch 2.13, 20 seeds at each of N = 128, 256, 512): products at most 6.9,
+    #: reductions at most 1.7. 64 leaves a factor of 9 to other kernels; the fault `bad-node` makes 4.2 million.
+    max_error_ulps: float = 64.0
+    memory_mib: int = 16
+    min_free_disk_mib: int = 64
+    max_clock_skew_ms: float = 1000.0
+    #: A member that has not arrived after this long is `unknown`. Source: own choice, about 10 times a cold torch import.
+    fabric_timeout_s: float = 60.0
+    node_timeout_s: float = 120.0
+    #: Exclusions of nodes allowed in `exclusion_window_s` before a person is asked (circuit breaker, FIELD 2).
+    max_exclusions: int = 4
+    exclusion_window_s: float = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """What is measured after each promotion."""
+
+    heldout_sequences: int = 64
+    #: Offline multiple-choice questions made from held-out documents.
+    questions: int = 100
+    choices: int = 4
+    few_shot: int = 0
+    batch_size: int = 16
+    #: Names of further lm-evaluation-harness tasks; they need their data on disk.
+    tasks: tuple[str, ...] = ()
+    #: Rise of the held-out loss over the promoted checkpoint before it that counts as a regression.
+    #: Source: own choice 2026-11: a healthy demo run falls by more than 0.1 nats a segment and its noise is about 0.01.
+    max_loss_rise_nats: float = 0.1
+    #: Fall of a task's accuracy that counts as one, in standard errors of the difference (two-sided 99.7%).
+    max_acc_drop_sigmas: float = 3.0
+    sample_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        least = {"heldout_sequences": 1, "questions": 0, "choices": 2, "few_shot": 0, "batch_size": 1, "sample_tokens": 0}
+        for name, bound in least.items():
+            found = getattr(self, name)
+            _require(found >= bound, f"evaluation.{name}", f"at least {bound}", found)
+
+
+class Unattended(StrEnum):
+    """What `ask` becomes where nobody can answer."""
+
+    STOP = "stop"
+    RETRY = "retry_same_nodes"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyConfig:
+    """Budgets and time-outs of the healing loop. Budgets count attempts since the last progress, by class of failure."""
+
+    infrastructure_budget: int = 8
+    workload_budget: int = 4
+    unknown_budget: int = 3
+    #: Attempts of one segment, whatever their cause.
+    ceiling: int = 24
+    #: A second failure of the same node in one segment replaces it.
+    failures_before_replace: int = 2
+    unattended: Unattended = Unattended.STOP
+    ask_timeout_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        _require(self.ceiling >= 1, "policy.ceiling", "at least 1", self.ceiling)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """How a segment is watched while it runs."""
+
+    #: A rank is hung when it makes no progress for max(floor, factor x median step time). Source: own choice 2026-11:
+    #: the slowest healthy step seen in the demo was 4 times the median; 10 leaves room, the floor absorbs swapping.
+    hang_factor: float = 10.0
+    hang_floor_s: float = 15.0
+    #: Until a rank has finished its first step: start of the process group, load, first step.
+    startup_timeout_s: float = 180.0
+    wall_clock_limit_s: float | None = None
+    #: Time between SIGTERM to a rank and SIGKILL.
+    grace_s: float = 25.0
+    fence_poll_s: float = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StorageConfig:
+    """How long a storage call may be retried before it counts as failed."""
+
+    retry_s: float = 60.0
+    first_delay_s: float = 0.1
+    max_delay_s: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackingConfig:
+    """Where runs are mirrored. `uri` None means a SQLite store beside the ledger (folder roots)."""
+
+    uri: str | None = None
+    experiment: str = "prunella"
+    #: The mirror gives up after this long; the next close catches up.
+    timeout_s: float = 120.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """A whole experiment. `schedule` is `continuous`, `manual` or `cron:EXPR`."""
+
+    recipe: str = "tiny_moe"
+    seed: int = 7
+    segments: int = 3
+    steps_per_segment: int = 40
+    nodes: int = 2
+    fleet: str | None = None
+    schedule: str = "manual"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.segments >= 1, "segments", "at least 1", self.segments)
+        _require(self.steps_per_segment >= 1, "steps_per_segment", "at least 1", self.steps_per_segment)
+        _require(self.nodes >= 1, "nodes", "at least 1", self.nodes)
+        is_known = self.schedule in ("manual", "continuous") or self.schedule.startswith("cron:")
+        _require(is_known, "schedule", "manual, continuous or cron:EXPR", self.schedule)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole experiment."""
+        return self.segments * self.steps_per_segment
+
+
+def _require(is_met: bool, key: str, expected: str, found: object) -> None:
+    if not is_met:
+        raise ConfigError(f"{key}: expected {expected}, found {found!r}")
+
+
+# ------------------------------------------------------------------------------------------------ reading and overriding
+
+
+def from_mapping(values: dict[str, Any], where: str) -> Config:
+    """A configuration from a parsed document; absent keys take their defaults."""
+    return codec.decode(Config, values, where)
+
+
+def to_mapping(config: Config) -> dict[str, Any]:
+    """The JSON form of a configuration: what the experiment record stores."""
+    mapping: dict[str, Any] = codec.encode(config)
+    return mapping
+
+
+def override(config: Config, assignments: tuple[str, ...] | list[str]) -> Config:
+    """Apply `key=value` assignments, `key` dotted, `value` in TOML's notation (a bare word is a string).
+
+    Raises:
+        ConfigError: an assignment names no known key, or its value has the wrong type.
+    """
+    mapping = to_mapping(config)
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {assignment}: expected key=value, for example --set optim.learning_rate=1e-3")
+        _assign(mapping, key.strip(), _parse_value(text.strip()), f"--set {assignment}")
+    return from_mapping(mapping, "--set")
+
+
+def _assign(mapping: dict[str, Any], key: str, value: Any, where: str) -> None:
+    table = mapping
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        if not isinstance(table.get(parent), dict):
+            raise ConfigError(f"{where}: unknown key {parent!r}{codec.suggest(parent, list(table))}")
+        table = table[parent]
+    if leaf not in table:
+        raise ConfigError(f"{where}: unknown key {key!r}{codec.suggest(leaf, list(table))}")
+    table[leaf] = value
+
+
+def _parse_value(text: str) -> Any:
+    if text == "none":
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def read_file(path: Path, base: Config) -> Config:
+    """`experiment.toml` over `base`.
+
+    Raises:
+        ConfigError: the file is missing, no TOML, or holds an unknown key or a wrong type.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such configuration file; `prunella recipe show tiny_moe --toml` prints one") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a readable TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    return from_mapping(_merge(to_mapping(base), values), str(path))
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        is_table = isinstance(value, dict) and isinstance(under.get(key), dict)
+        merged[key] = _merge(under[key], value) if is_table else value
+    return merged
+
+
+def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines `key: old -> new` for every leaf that differs between two configurations' JSON forms."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += difference(before, after, f"{name}.")
+        elif before != after:
+            lines.append(f"{name}: {before!r} -> {after!r}")
+    return lines
+
+
+def replace(config: Config, **changes: Any) -> Config:
+    """`dataclasses.replace` for a configuration, leaving out changes that are None (not given)."""
+    return dataclasses.replace(config, **{key: value for key, value in changes.items() if value is not None})

@@ -1,0 +1,104 @@
+"""Which files a corpus consists of, in an order that every machine agrees on.
+
+An input is a file, a glob, a folder (all regular files below it that are not hidden), `store:KEY` (an object, or all below
+a prefix of the root's own store), or `builtin:stdlib` (the source text of the running Python's standard library). Decides
+names and order only; opens nothing. A file's label is the input as written plus the path below it, so that two machines
+with the same configuration name the same file alike.
+"""
+
+import glob
+import os
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from prunella.errors import ConfigError
+from prunella.storage import Store
+
+STDLIB = "builtin:stdlib"
+STORE_SCHEME = "store:"
+_NOT_STDLIB = ("site-packages", "dist-packages", "__pycache__")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """One file of the corpus, and what to call it when it cannot be read."""
+
+    label: str
+    path: Path
+
+
+def resolve_inputs(inputs: tuple[str, ...], store: Store) -> tuple[Source, ...]:
+    """The files behind `inputs`, input by input, sorted within each.
+
+    Raises:
+        ConfigError: an input names nothing that exists.
+    """
+    return tuple(source for name in inputs for source in _resolve(name, store))
+
+
+def _resolve(name: str, store: Store) -> list[Source]:
+    if name == STDLIB:
+        return _stdlib()
+    if name.startswith("builtin:"):
+        raise ConfigError(f"data.inputs: unknown built-in corpus {name!r}; there is {STDLIB!r}")
+    if name.startswith(STORE_SCHEME):
+        return _stored(name, store)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _folder(path, label=name.rstrip("/"))
+    if path.exists():
+        return [Source(label=name, path=path)]
+    return _glob(name)
+
+
+def _glob(name: str) -> list[Source]:
+    matches = sorted(glob.glob(os.path.expanduser(name), recursive=True)) if glob.has_magic(name) else []
+    if not matches:
+        kind = "no file matches this glob" if glob.has_magic(name) else "no such file or folder"
+        raise ConfigError(
+            f"data.inputs: {name!r}: {kind} (working folder {os.getcwd()}); correct data.inputs or bring the corpus"
+        )
+    return [Source(label=match, path=Path(match)) for match in matches if not os.path.isdir(match)]
+
+
+def _folder(folder: Path, *, label: str, suffix: str = "", without: tuple[str, ...] = ()) -> list[Source]:
+    relative = sorted(_walk(folder, without), key=lambda path: path.parts)
+    return [Source(label=f"{label}/{path.as_posix()}", path=folder / path) for path in relative if path.name.endswith(suffix)]
+
+
+def _walk(folder: Path, without: tuple[str, ...]) -> Iterator[Path]:
+    """Relative paths of the files below `folder`. A folder that cannot be listed comes as a path, to be refused as one."""
+    unlisted: list[Path] = []
+    for parent, folders, files in os.walk(folder, onerror=lambda error: unlisted.append(Path(error.filename))):
+        folders[:] = [name for name in folders if name not in without and not name.startswith(".")]
+        yield from (Path(parent, name).relative_to(folder) for name in files if not name.startswith("."))
+    yield from (path.relative_to(folder) for path in unlisted)
+
+
+def _stdlib() -> list[Source]:
+    sources = _folder(Path(sysconfig.get_path("stdlib")), label=STDLIB, suffix=".py", without=_NOT_STDLIB)
+    if not sources:
+        raise ConfigError(
+            f"data.inputs: {STDLIB!r}: this Python keeps no source text in {sysconfig.get_path('stdlib')}; "
+            "set data.inputs to text files of your own"
+        )
+    return sources
+
+
+def _stored(name: str, store: Store) -> list[Source]:
+    keys = list(_stored_keys(name.removeprefix(STORE_SCHEME).strip("/"), store))
+    if not keys:
+        raise ConfigError(
+            f"data.inputs: {name!r}: nothing under that key in {store.root}; correct data.inputs or bring the corpus"
+        )
+    return [Source(label=f"{STORE_SCHEME}{key}", path=store.local_path(key)) for key in keys]
+
+
+def _stored_keys(key: str, store: Store) -> Iterator[str]:
+    names = store.list(key)
+    for below in names:
+        yield from _stored_keys(f"{key}/{below}", store)
+    if not names and store.exists(key):
+        yield key

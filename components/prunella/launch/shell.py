@@ -1,0 +1,124 @@
+"""The process a stage runs in: one request in, one record out.
+
+It registers itself in the attempt's scratch so that a later try finds it, proves the request and the configuration by
+their digests, runs the stage, and writes the record with `put_new`. It exits 0 whenever it wrote a record, whatever that
+says. A fenced process writes nothing.
+"""
+
+import importlib
+import logging
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from prunella import codec
+from prunella.config import Config
+from prunella.errors import Cause, ConfigError, Fenced, KeyExists, PrunellaError
+from prunella.launch.handle import register
+from prunella.ledger import Ledger, open_ledger
+from prunella.records import (
+    DataPrepRequest,
+    EvaluateRequest,
+    FailedRecord,
+    Failure,
+    GateFabricRequest,
+    GateNodeRequest,
+    Request,
+    Stage,
+    StageRecord,
+    TrainRequest,
+    ValidateRequest,
+    Verdict,
+)
+from prunella.storage import RetryingStore, open_store
+
+logger = logging.getLogger(__name__)
+
+#: stage -> (module with `run`, kind of its request). Modules are imported when they run: most bring torch.
+STAGES: dict[Stage, tuple[str, type[Request]]] = {
+    Stage.DATA_PREP: ("prunella.data_prep.stage", DataPrepRequest),
+    Stage.GATE_NODE: ("prunella.health_gate.node_stage", GateNodeRequest),
+    Stage.GATE_FABRIC: ("prunella.health_gate.fabric_stage", GateFabricRequest),
+    Stage.TRAINING_SEGMENT: ("prunella.training_segment.stage", TrainRequest),
+    Stage.CHECKPOINT_VALIDATION: ("prunella.checkpoint_validation.stage", ValidateRequest),
+    Stage.EVALUATION: ("prunella.evaluation.stage", EvaluateRequest),
+}
+
+EXIT_RECORDED = 0
+EXIT_FENCED = 3
+EXIT_NOT_FIRST = 4
+
+
+def run_stage(stage: Stage, *, root: str, key: str, handle: Path | None = None) -> int:
+    """Run one stage to its record; returns the process's exit code.
+
+    Args:
+        handle: file to register this process in; when another process of the same launch holds it, nothing is run.
+    """
+    if handle is not None and not register(handle):
+        logger.warning("stage_not_started reason=another_process_holds_it handle=%s", handle)
+        return EXIT_NOT_FIRST
+    started_ns = time.time_ns()
+    ledger, request, config = _load(stage, root, key)
+    logger.info("stage_started stage=%s request=%s", stage, key)
+    try:
+        record = importlib.import_module(STAGES[stage][0]).run(config, request)
+    except Fenced as error:
+        logger.warning("stage_fenced stage=%s error=%s", stage, error)
+        return EXIT_FENCED
+    except (Exception, MemoryError) as error:  # noqa: BLE001 - the one place where a stage's own failure becomes its record
+        record = _failed(stage, error, started_ns)
+    _write(ledger, request.output, record)
+    logger.info("stage_recorded stage=%s verdict=%s output=%s", stage, record.verdict, request.output)
+    return EXIT_RECORDED
+
+
+def _load(stage: Stage, root: str, key: str) -> tuple[Ledger, Any, Config]:
+    module_request = STAGES[stage][1]
+    name = _experiment_of(key)
+    if name is None:
+        fleet = Ledger(RetryingStore(open_store(root), Config().storage), "fleet")
+        request = fleet.find(module_request, key)
+        return fleet, _proven(request, key, Config(), config_digest=None), Config()
+    ledger = open_ledger(root, name)
+    config = ledger.config()
+    request = ledger.find(module_request, key)
+    return ledger, _proven(request, key, config, config_digest=codec.digest(config)), config
+
+
+def _experiment_of(key: str) -> str | None:
+    """The experiment a request belongs to; None for a request of the fleet itself."""
+    parts = key.split("/")
+    return parts[1] if parts[0] == "experiments" and len(parts) > 2 else None
+
+
+def _proven(request: Request | None, key: str, config: Config, *, config_digest: str | None) -> Request:
+    if request is None:
+        raise ConfigError(f"--request {key}: there is no such request under this root")
+    if config_digest is not None and request.config_digest != config_digest:
+        raise ConfigError(
+            f"--request {key}: made for the configuration {request.config_digest[:12]}, but the experiment now has "
+            f"{config_digest[:12]}; it was extended meanwhile: open a new attempt"
+        )
+    return request
+
+
+def _failed(stage: Stage, error: BaseException, started_ns: int) -> FailedRecord:
+    cause = error.cause if isinstance(error, PrunellaError) else _cause_of_foreign(error)
+    logger.error("stage_failed stage=%s cause=%s error=%s", stage, cause, error, exc_info=cause is Cause.UNKNOWN)
+    evidence = {"traceback": "".join(traceback.format_exception(error))[-4000:]} if cause is Cause.UNKNOWN else {}
+    failure = Failure(cause=cause, message=f"{error}" or type(error).__name__, evidence=dict(evidence))
+    return FailedRecord(stage=stage, verdict=Verdict.REJECTED, started_ns=started_ns, ended_ns=time.time_ns(), failure=failure)
+
+
+def _cause_of_foreign(error: BaseException) -> Cause:
+    is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return Cause.OUT_OF_MEMORY if is_memory else Cause.UNKNOWN
+
+
+def _write(ledger: Ledger, key: str, record: StageRecord) -> None:
+    try:
+        ledger.put(key, record)
+    except KeyExists:
+        logger.warning("stage_record_dropped reason=already_recorded output=%s", key)

@@ -1,0 +1,93 @@
+"""Which experiments are due: the timed half of scheduling, and the reconciler for runs that died without a close."""
+
+import logging
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from prunella.errors import ConfigError
+from prunella.launch import handle as handles
+from prunella.ledger import Ledger, list_experiments, open_ledger
+from prunella.orchestration.claim import next_segment, run_id_for
+from prunella.orchestration.closing import may_continue
+from prunella.records import SegmentOpened
+from prunella.scratch import attempt_scratch
+from prunella.storage import open_store
+
+logger = logging.getLogger(__name__)
+
+#: A run without a close and without a living process is dead after this long. Source: own choice 2026-11: above Airflow's
+#: longest retry of a task whose worker died (heartbeat time-out 20 s here, 300 s by default), which would still re-attach.
+DEAD_AFTER_S = 900.0
+
+
+def due_runs(root: str, *, now_ns: int | None = None) -> list[dict[str, Any]]:
+    """Arguments of one trigger for each experiment that is due: run id and configuration."""
+    at_ns = time.time_ns() if now_ns is None else now_ns
+    store = open_store(root)
+    ledgers = [open_ledger(root, name) for name in list_experiments(store)]
+    return [_trigger(ledger) for ledger in ledgers if is_due(ledger, at_ns)]
+
+
+def _trigger(ledger: Ledger) -> dict[str, Any]:
+    segment = next_segment(ledger)
+    assert segment is not None, "an experiment that is due has a segment to run"
+    run_id = run_id_for(ledger, segment)
+    return {"trigger_run_id": run_id, "conf": {"root": ledger.store.root, "experiment": ledger.name}}
+
+
+def is_due(ledger: Ledger, now_ns: int) -> bool:
+    """Whether the experiment's next DAG run should be triggered now."""
+    segment = next_segment(ledger)
+    if segment is None or ledger.is_stop_requested():
+        return False
+    last = _last_run(ledger, segment)
+    if last is None:
+        return _is_time(ledger, ledger.experiment().opened_ns, now_ns)
+    close = ledger.closed(last.segment, last.run_index)
+    if close is None:
+        return _is_dead(ledger, last, now_ns)
+    return may_continue(ledger, close) and _is_time(ledger, last.opened_ns, now_ns)
+
+
+def _last_run(ledger: Ledger, segment: int) -> SegmentOpened | None:
+    runs = ledger.runs(segment) or (ledger.runs(segment - 1) if segment else [])
+    return runs[-1] if runs else None
+
+
+def _is_time(ledger: Ledger, since_ns: int, now_ns: int) -> bool:
+    schedule = ledger.config().schedule
+    if schedule == "continuous":
+        return True
+    return schedule.startswith("cron:") and next_cron_ns(schedule.removeprefix("cron:"), since_ns) <= now_ns
+
+
+def next_cron_ns(expression: str, after_ns: int) -> int:
+    """The first time after `after_ns` that a cron expression names, in UTC.
+
+    Raises:
+        ConfigError: it is no cron expression.
+    """
+    from croniter import CroniterError, croniter
+
+    try:
+        return int(croniter(expression, datetime.fromtimestamp(after_ns / 1e9, tz=UTC)).get_next(float) * 1e9)
+    except (CroniterError, ValueError) as error:
+        raise ConfigError(
+            f"schedule cron:{expression}: not a cron expression ({error}); for example cron:*/30 * * * *"
+        ) from error
+
+
+def _is_dead(ledger: Ledger, run: SegmentOpened, now_ns: int) -> bool:
+    """Whether a run without a close shows no sign of life: nothing written lately, no process of it on this machine."""
+    attempts = [a for a in ledger.attempts(run.segment) if a.run_index == run.run_index]
+    newest_ns = max([run.opened_ns, *(a.opened_ns for a in attempts)])
+    if now_ns - newest_ns < DEAD_AFTER_S * 1e9:
+        return False
+    return not any(_has_process(ledger, run.segment, attempt.attempt) for attempt in attempts)
+
+
+def _has_process(ledger: Ledger, segment: int, attempt: int) -> bool:
+    folder = attempt_scratch(ledger.store.root, ledger.name, segment, attempt)
+    found = (handles.read(path) for path in folder.glob("*.handle"))
+    return any(handle is not None and handle.is_alive for handle in found)

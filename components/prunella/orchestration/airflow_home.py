@@ -1,0 +1,65 @@
+"""A private, disposable AIRFLOW_HOME: SQLite, no examples, nothing that outlives the invocation. It carries no truth.
+
+Migrating an empty database takes about eight seconds, so a migrated one is kept in the user's cache and copied. The
+environment must be set before Airflow is imported for the first time in a process.
+"""
+
+import importlib.metadata
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import prunella
+
+logger = logging.getLogger(__name__)
+
+
+def dags_folder() -> Path:
+    """Where the DAG files lie: beside the package in a checkout, inside it in an installed wheel."""
+    inside = Path(prunella.__file__).parent / "dags"
+    return inside if inside.is_dir() else Path(prunella.__file__).parents[2] / "dags"
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Variables that make `home` a self-contained Airflow."""
+    return {
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(dags_folder()),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "false",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "false",
+    }
+
+
+def prepare(home: Path) -> None:
+    """Create the home and its database, from the cached copy where there is one."""
+    home.mkdir(parents=True, exist_ok=True)
+    database = home / "airflow.db"
+    if database.exists():
+        return
+    cached = _cached_database()
+    if not cached.exists():
+        _migrate(cached)
+    shutil.copyfile(cached, database)
+
+
+def _cached_database() -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "prunella" / f"airflow-{importlib.metadata.version('apache-airflow')}.db"
+
+
+def _migrate(cached: Path) -> None:
+    """Migrate an empty database beside the cache, then move it there at once, so that two processes cannot mix theirs."""
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    home = cached.parent / f"migrating-{os.getpid()}"
+    home.mkdir()
+    logger.info("airflow_database_migrated_first_time folder=%s", cached.parent)
+    try:
+        command = [sys.executable, "-m", "airflow", "db", "migrate"]
+        subprocess.run(command, env={**os.environ, **environment(home)}, check=True, capture_output=True)
+        (home / "airflow.db").replace(cached)
+    finally:
+        shutil.rmtree(home)

@@ -1,0 +1,124 @@
+"""Asking a stage: write its request, start or re-attach to its process, wait, read its record. Absence is an answer.
+
+Training is started once and never again for the same attempt. The other stages change nothing but their own record, so a
+process of theirs that vanished is started again within the attempt, and its vanishing is recorded.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from prunella.errors import Cause, KeyExists, StorageUnavailable
+from prunella.launch import local
+from prunella.launch.handle import Handle
+from prunella.ledger import Ledger
+from prunella.records import RECORD_OF, FailedRecord, Failure, Request, StageRecord, Verdict
+
+logger = logging.getLogger(__name__)
+stage_output = logging.getLogger("prunella.stage")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asking:
+    """How a stage is asked.
+
+    Args:
+        scratch: folder for the handle and the log of its process.
+        relaunches: how often a process that vanished is started again.
+        timeout_s: after this long the process is stopped, and counts as vanished.
+        on_poll: called while waiting, at most every few seconds, with the process.
+        on_start: told the process once it is known, to keep it in a crash-safe place.
+    """
+
+    scratch: Path
+    node: str | None = None
+    relaunches: int = 0
+    timeout_s: float | None = None
+    on_poll: Callable[[Handle], None] = lambda handle: None
+    on_start: Callable[[Handle], None] = lambda handle: None
+
+
+def ask(ledger: Ledger, key: str, request: Request, asking: Asking) -> StageRecord | None:
+    """What the stage answered; None when it vanished, however often it was started."""
+    ledger.put_request(key, request)
+    for index in range(asking.relaunches + 1):
+        if (record := _answer(ledger, request)) is not None:
+            return record
+        if _vanished_before(ledger, request, index):
+            continue
+        _run(ledger.store.root, key, request, asking, index)
+        if (record := _answer(ledger, request)) is not None:
+            return record
+        _record_vanishing(ledger, request, index)
+    return None
+
+
+def vanishings(ledger: Ledger, output: str) -> list[FailedRecord]:
+    """Processes of a stage that ended without a record, oldest first."""
+    found: list[FailedRecord] = []
+    while (record := ledger.find(FailedRecord, _vanished_key(output, len(found)))) is not None:
+        found.append(record)
+    return found
+
+
+def _answer(ledger: Ledger, request: Request) -> StageRecord | None:
+    return ledger.find_stage_record(RECORD_OF[request.stage], request.output)
+
+
+def _run(root: str, key: str, request: Request, asking: Asking, index: int) -> None:
+    name = Path(key).stem
+    launch = local.Launch(
+        stage=request.stage,
+        root=root,
+        request_key=key,
+        handle=asking.scratch / f"{name}-{index}.handle",
+        log=asking.scratch / f"{name}.log",
+        node=asking.node,
+    )
+    handle = local.start_or_attach(launch)
+    if handle is None:
+        logger.error("stage_died_at_start stage=%s log=%s", request.stage, launch.log)
+        return
+    asking.on_start(handle)
+    local.wait(handle, log=launch.log, on_poll=_Watch(handle, asking), on_line=stage_output.info)
+
+
+class _Watch:
+    """Called on every poll: enforces the time limit, and passes on to the asker every two seconds."""
+
+    def __init__(self, handle: Handle, asking: Asking) -> None:
+        self._handle = handle
+        self._asking = asking
+        self._started = self._last = time.monotonic()
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        limit = self._asking.timeout_s
+        if limit is not None and now - self._started > limit:
+            logger.error("stage_timed_out pid=%s limit_s=%s", self._handle.pid, limit)
+            local.stop(self._handle, grace_s=0.0)
+        if now - self._last > 2.0:
+            self._last = now
+            self._asking.on_poll(self._handle)
+
+
+def _vanished_key(output: str, index: int) -> str:
+    return f"{output.removesuffix('.json')}.vanished-{index}.json"
+
+
+def _vanished_before(ledger: Ledger, request: Request, index: int) -> bool:
+    return ledger.store.exists(_vanished_key(request.output, index))
+
+
+def _record_vanishing(ledger: Ledger, request: Request, index: int) -> None:
+    now_ns = time.time_ns()
+    failure = Failure(cause=Cause.VANISHED, message=f"{request.stage} ended without a record (start {index})")
+    record = FailedRecord(stage=request.stage, verdict=Verdict.UNKNOWN, started_ns=now_ns, ended_ns=now_ns, failure=failure)
+    try:
+        ledger.put(_vanished_key(request.output, index), record)
+    except KeyExists:
+        logger.info("vanishing_known output=%s index=%s", request.output, index)
+    except StorageUnavailable as error:
+        logger.warning("vanishing_not_recorded output=%s error=%s", request.output, error)

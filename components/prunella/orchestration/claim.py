@@ -1,0 +1,102 @@
+"""Which DAG run works on which segment. A claim is a SegmentOpened record; its key is all that tasks pass to each other."""
+
+import logging
+import time
+from dataclasses import dataclass
+
+from prunella.errors import ConfigError, KeyExists
+from prunella.ledger import Ledger, open_ledger
+from prunella.records import AttemptOpened, SegmentOpened
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentRun:
+    """One DAG run of one segment. `is_unattended`: nobody can answer a question."""
+
+    root: str
+    experiment: str
+    segment: int
+    run_index: int
+    run_id: str
+    is_unattended: bool
+
+    def ledger(self) -> Ledger:
+        """The experiment's ledger."""
+        return open_ledger(self.root, self.experiment)
+
+    def attempt(self, ledger: Ledger, rung: int) -> AttemptOpened | None:
+        """The attempt this run opened on a rung; None when it did not."""
+        attempts = ledger.attempts(self.segment)
+        return next((a for a in attempts if a.run_index == self.run_index and a.rung == rung), None)
+
+    def last_attempt(self, ledger: Ledger) -> AttemptOpened | None:
+        """The newest attempt of this run; None when it opened none."""
+        attempts = [a for a in ledger.attempts(self.segment) if a.run_index == self.run_index]
+        return attempts[-1] if attempts else None
+
+
+def next_segment(ledger: Ledger) -> int | None:
+    """The first segment without an accepted close; None when the experiment is complete."""
+    pending = (segment for segment in range(ledger.config().segments) if ledger.accepted(segment) is None)
+    return next(pending, None)
+
+
+def run_id_for(ledger: Ledger, segment: int) -> str:
+    """The deterministic id of the next DAG run of a segment: whoever comes second finds it there."""
+    return f"{ledger.name}__seg-{segment:04d}__r{len(ledger.runs(segment))}"
+
+
+def claim(ledger: Ledger, run_id: str) -> str:
+    """Take up the next segment for `run_id`; a second try finds its claim. Returns the claim's key.
+
+    Raises:
+        ConfigError: the experiment is complete.
+    """
+    segment = _claimed_segment(ledger, run_id)
+    if segment is None:
+        raise ConfigError(f"experiment {ledger.name!r} is complete; `prunella extend` adds segments")
+    while True:
+        runs = ledger.runs(segment)
+        mine = next((run for run in runs if run.run_id == run_id), None)
+        if mine is not None:
+            return claim_key(ledger, segment, mine.run_index)
+        try:
+            ledger.open_run(SegmentOpened(segment=segment, run_index=len(runs), run_id=run_id, opened_ns=time.time_ns()))
+        except KeyExists:
+            logger.info("claim_raced experiment=%s segment=%s", ledger.name, segment)
+
+
+def _claimed_segment(ledger: Ledger, run_id: str) -> int | None:
+    pending = next_segment(ledger)
+    newest = ledger.config().segments - 1 if pending is None else pending
+    for segment in range(newest, -1, -1):
+        if any(run.run_id == run_id for run in ledger.runs(segment)):
+            return segment
+    return pending
+
+
+def claim_key(ledger: Ledger, segment: int, run_index: int) -> str:
+    """Key of a claim."""
+    return f"{ledger.segment_prefix(segment)}/runs/{run_index:02d}.json"
+
+
+def read_claim(root: str, key: str, *, is_unattended: bool) -> SegmentRun:
+    """The run behind a claim's key.
+
+    Raises:
+        ConfigError: there is no such claim under the root.
+    """
+    experiment = key.split("/")[1]
+    record = open_ledger(root, experiment).find(SegmentOpened, key)
+    if record is None:
+        raise ConfigError(f"{root}: no segment run was opened at {key!r}; trigger the DAG again")
+    return SegmentRun(
+        root=root,
+        experiment=experiment,
+        segment=record.segment,
+        run_index=record.run_index,
+        run_id=record.run_id,
+        is_unattended=is_unattended,
+    )

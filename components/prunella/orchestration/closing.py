@@ -1,0 +1,253 @@
+"""The end of a segment: evaluate, promote, close. Closing always runs; what it writes is the segment's outcome.
+
+Evaluation never undoes training: a checkpoint that got worse stays verified, is not promoted, and the policy says what
+that means for the next segment. Publishing comes after, elsewhere.
+"""
+
+import contextlib
+import logging
+import os
+import time
+
+from prunella import codec
+from prunella.errors import Cause, KeyExists
+from prunella.incidents.diagnose import from_failure
+from prunella.incidents.policy import Case, decide
+from prunella.ledger import Ledger
+from prunella.orchestration.ask_stage import Asking, ask
+from prunella.orchestration.claim import SegmentRun, next_segment
+from prunella.orchestration.judging import accepted_records
+from prunella.orchestration.opening import RELAUNCHES, OnStart, StepFailed, dataset, scratch_of
+from prunella.orchestration.publishing import published
+from prunella.orchestration.stages import NotReached, last_checkpoint
+from prunella.records import (
+    Action,
+    AttemptOpened,
+    CheckpointMark,
+    CheckpointRef,
+    DecisionRecord,
+    Diagnosis,
+    Directive,
+    EvaluateRequest,
+    EvaluationRecord,
+    FailedRecord,
+    Incident,
+    Outcome,
+    SegmentClosed,
+    Stage,
+    StageRecord,
+)
+
+logger = logging.getLogger(__name__)
+
+EVALUATION = Stage.EVALUATION.value
+
+
+def evaluate(run: SegmentRun, on_start: OnStart) -> str:
+    """Have the accepted checkpoint evaluated; returns the key of the record."""
+    ledger = run.ledger()
+    attempt, _ = _accepted(ledger, run)
+    request = EvaluateRequest(
+        stage=Stage.EVALUATION,
+        root=run.root,
+        experiment=run.experiment,
+        config_digest=codec.digest(ledger.config()),
+        output=ledger.record_key(run.segment, attempt.attempt, EVALUATION),
+        segment=run.segment,
+        attempt=attempt.attempt,
+        run_index=run.run_index,
+        checkpoint=last_checkpoint(ledger, run, attempt),
+        dataset=dataset(ledger).fingerprint,
+        baseline=_baseline(ledger, run.segment),
+    )
+    asking = Asking(scratch=scratch_of(run, attempt), relaunches=RELAUNCHES, on_start=on_start)
+    ask(ledger, ledger.request_key(run.segment, attempt.attempt, EVALUATION), request, asking)
+    return request.output
+
+
+def _accepted(ledger: Ledger, run: SegmentRun) -> tuple[AttemptOpened, DecisionRecord]:
+    attempt = run.last_attempt(ledger)
+    decision = ledger.decision(run.segment, attempt.attempt) if attempt else None
+    if attempt is None or decision is None or decision.action is not Action.ACCEPT:
+        raise NotReached("no attempt of this run was accepted")
+    return attempt, decision
+
+
+def _baseline(ledger: Ledger, segment: int) -> str | None:
+    """Key of the evaluation of the newest promoted checkpoint before this segment."""
+    for number in range(segment - 1, -1, -1):
+        close = ledger.accepted(number)
+        if close is not None and close.is_promoted and close.attempt is not None:
+            return ledger.record_key(number, close.attempt, EVALUATION)
+    return None
+
+
+def promote(run: SegmentRun) -> str:
+    """Mark the checkpoint as promoted if its evaluation shows no regression; returns the checkpoint's name."""
+    ledger = run.ledger()
+    attempt, _ = _accepted(ledger, run)
+    record = _evaluation(ledger, run, attempt)
+    checkpoint = last_checkpoint(ledger, run, attempt)
+    if not isinstance(record, EvaluationRecord) or record.is_regression:
+        raise NotReached(f"checkpoint {checkpoint.name} is not promoted: {_why_not(record)}")
+    mark = CheckpointMark(checkpoint=checkpoint.name, reason="evaluated without regression", at_ns=time.time_ns())
+    with contextlib.suppress(KeyExists):
+        ledger.put(ledger.mark_key(checkpoint.name, "promoted"), mark)
+    return checkpoint.name
+
+
+def _evaluation(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened) -> EvaluationRecord | FailedRecord | None:
+    return ledger.find_stage_record(EvaluationRecord, ledger.record_key(run.segment, attempt.attempt, EVALUATION))
+
+
+def _why_not(record: StageRecord | None) -> str:
+    if isinstance(record, EvaluationRecord):
+        return record.regression
+    return record.failure.message if record is not None and record.failure is not None else "it was not evaluated"
+
+
+def close_segment(run: SegmentRun, *, failed: StepFailed | None = None, message: str = "") -> SegmentClosed:
+    """Write the outcome of this DAG run of the segment, or find it written."""
+    ledger = run.ledger()
+    known = ledger.closed(run.segment, run.run_index)
+    if known is not None:
+        return known
+    close = _close(ledger, run, failed, message)
+    with contextlib.suppress(KeyExists):
+        ledger.put(ledger.close_key(run.segment, run.run_index), close)
+    logger.warning("segment_closed segment=%s outcome=%s message=%s", run.segment, close.outcome, close.message)
+    return close
+
+
+def _close(ledger: Ledger, run: SegmentRun, failed: StepFailed | None, message: str) -> SegmentClosed:
+    attempt = run.last_attempt(ledger)
+    decision = ledger.decision(run.segment, attempt.attempt) if attempt else None
+    is_accepted = attempt is not None and decision is not None and decision.action is Action.ACCEPT
+    checkpoint = last_checkpoint(ledger, run, attempt) if attempt is not None and is_accepted else None
+    return SegmentClosed(
+        segment=run.segment,
+        run_index=run.run_index,
+        run_id=run.run_id,
+        outcome=_outcome(ledger, is_accepted),
+        message=_message(decision, failed, message),
+        opened_ns=_opened_ns(ledger, run),
+        closed_ns=time.time_ns(),
+        attempt=attempt.attempt if attempt is not None and is_accepted else None,
+        checkpoint=checkpoint,
+        is_promoted=checkpoint is not None and ledger.mark(checkpoint.name, "promoted") is not None,
+        records=accepted_records(ledger, attempt) if attempt is not None and is_accepted else {},
+        incidents=_closing_incidents(ledger, run, attempt, checkpoint, failed),
+    )
+
+
+def _outcome(ledger: Ledger, is_accepted: bool) -> Outcome:
+    if is_accepted:
+        return Outcome.ACCEPTED
+    return Outcome.STOPPED if ledger.is_stop_requested() else Outcome.FAILED
+
+
+def _message(decision: DecisionRecord | None, failed: StepFailed | None, message: str) -> str:
+    if failed is not None:
+        return str(failed)
+    return decision.message if decision is not None else (message or "no attempt was judged")
+
+
+def _opened_ns(ledger: Ledger, run: SegmentRun) -> int:
+    return ledger.runs(run.segment)[run.run_index].opened_ns
+
+
+def _closing_incidents(
+    ledger: Ledger,
+    run: SegmentRun,
+    attempt: AttemptOpened | None,
+    checkpoint: CheckpointRef | None,
+    failed: StepFailed | None,
+) -> tuple[Incident, ...]:
+    """Failures outside attempts: of the steps before them, and of the evaluation after."""
+    if failed is not None and failed.record is not None:
+        return (_incident(from_failure(failed.record.stage, failed.record), Action.STOP, "before_attempts", failed.record),)
+    if attempt is None or checkpoint is None:
+        return ()
+    record = _evaluation(ledger, run, attempt)
+    if isinstance(record, FailedRecord):
+        return (_incident(from_failure(Stage.EVALUATION, record), Action.ACCEPT, "not_evaluated", record),)
+    if isinstance(record, EvaluationRecord) and record.is_regression:
+        return (_regression(ledger, record),)
+    return ()
+
+
+def _regression(ledger: Ledger, record: EvaluationRecord) -> Incident:
+    """The policy's word on a checkpoint that got worse: it decides about the next segment."""
+    diagnosis = Diagnosis(cause=Cause.QUALITY_REGRESSION, message=record.regression, confidence=0.9)
+    case = Case(
+        diagnosis=diagnosis,
+        history=(),
+        attempts=0,
+        is_finished=False,
+        is_stop_requested=False,
+        is_breaker_open=False,
+        settings=ledger.config().policy,
+    )
+    choice = decide(case)
+    return _incident(diagnosis, choice.action, choice.row, record)
+
+
+def _incident(diagnosis: Diagnosis, action: Action, row: str, record: StageRecord) -> Incident:
+    return Incident(
+        diagnosis=diagnosis,
+        action=action,
+        row=row,
+        fault_ns=record.started_ns,
+        detected_ns=record.ended_ns,
+        decided_ns=time.time_ns(),
+    )
+
+
+# ------------------------------------------------------------------------------------------------ afterwards
+
+
+def is_waiting_for_a_person(close: SegmentClosed) -> bool:
+    """Whether the policy wants a person's word before the next segment."""
+    return any(incident.action is Action.ASK for incident in close.incidents)
+
+
+def may_continue(ledger: Ledger, close: SegmentClosed) -> bool:
+    """Whether the next DAG run of the experiment may start by itself."""
+    if ledger.is_stop_requested() or next_segment(ledger) is None:
+        return False
+    if close.outcome is Outcome.ACCEPTED:
+        return not is_waiting_for_a_person(close)
+    return is_reopenable(ledger, close)
+
+
+def is_reopenable(ledger: Ledger, close: SegmentClosed) -> bool:
+    """Whether a failed run ended only because its ladder was exhausted: its last decision was to recover."""
+    attempts = [a for a in ledger.attempts(close.segment) if a.run_index == close.run_index]
+    if not attempts:
+        return False
+    decision = ledger.decision(close.segment, attempts[-1].attempt)
+    return decision is None or decision.action not in (Action.STOP, Action.ASK)
+
+
+def links(run: SegmentRun) -> tuple[str, str]:
+    """Addresses of the run and of the report in MLflow's pages; empty where PRUNELLA_MLFLOW_UI names no server."""
+    address, found = os.environ.get("PRUNELLA_MLFLOW_UI"), published(run.ledger())
+    if not address or found is None:
+        return "", ""
+    page = found.page(address)
+    return page, f"{page}/artifacts/report.html"
+
+
+def request_stop(ledger: Ledger, reason: str) -> None:
+    """Record an operator's stop; a running attempt finishes its step and saves."""
+    ledger.put_directive(Directive(at_ns=time.time_ns(), reason=reason, is_stop=True))
+
+
+def request_resume(ledger: Ledger, reason: str) -> None:
+    """Take an operator's stop back."""
+    ledger.put_directive(Directive(at_ns=time.time_ns(), reason=reason, is_stop=False))
+
+
+def extend(ledger: Ledger, segments: int, reason: str) -> None:
+    """Record a new total number of segments; the learning-rate schedule spans it from then on."""
+    ledger.put_directive(Directive(at_ns=time.time_ns(), reason=reason, segments=segments))

@@ -1,0 +1,234 @@
+"""A live Airflow (and, if wanted, MLflow's pages) on this machine, bound to loopback, on ports that are free.
+
+SQLite and the local executor; the database, the logs and a random password lie in one folder and survive restarts.
+"""
+
+import base64
+import json
+import os
+import secrets
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from prunella.errors import PrunellaError
+from prunella.node_processes import free_port
+from prunella.orchestration import airflow_home
+from prunella.orchestration.services import Service, Supervisor
+
+USER = "admin"
+HOST = "127.0.0.1"
+#: Time a fresh Airflow may take to answer. Source: own measurement 2026-11: 20 to 40 s on 2 cores, tripled.
+START_TIMEOUT_S = 180.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LiveSettings:
+    """One folder and its ports. `mlflow_port` None runs no MLflow server."""
+
+    folder: Path
+    root: Path
+    airflow_port: int
+    worker_log_port: int
+    triggerer_log_port: int
+    mlflow_port: int | None
+
+    @property
+    def airflow_url(self) -> str:
+        return f"http://{HOST}:{self.airflow_port}"
+
+    @property
+    def mlflow_url(self) -> str | None:
+        return f"http://{HOST}:{self.mlflow_port}" if self.mlflow_port else None
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "airflow"
+
+    @property
+    def tracking_uri(self) -> str:
+        return f"sqlite:///{self.root / 'published' / 'mlflow.db'}"
+
+
+def settings_for(folder: Path, *, with_mlflow: bool) -> LiveSettings:
+    """Settings on ports that are free now."""
+    return LiveSettings(
+        folder=folder,
+        root=folder / "root",
+        airflow_port=free_port(),
+        worker_log_port=free_port(),
+        triggerer_log_port=free_port(),
+        mlflow_port=free_port() if with_mlflow else None,
+    )
+
+
+def password(settings: LiveSettings) -> str:
+    """The password of `admin`, made once a folder."""
+    return _secrets(settings)["password"]
+
+
+def _secrets(settings: LiveSettings) -> dict[str, str]:
+    path = settings.home / "secrets.json"
+    if not path.exists():
+        settings.home.mkdir(parents=True, exist_ok=True)
+        made = {
+            "password": secrets.token_urlsafe(9),
+            "jwt": secrets.token_hex(32),
+            "session": secrets.token_hex(32),
+            "fernet": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+        }
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(made))
+    found: dict[str, str] = json.loads(path.read_text())
+    return found
+
+
+def environment(settings: LiveSettings) -> dict[str, str]:
+    """The environment of every Airflow process. The three addresses must move together."""
+    known = _secrets(settings)
+    passwords = settings.home / "passwords.json"
+    passwords.touch(mode=0o600)
+    passwords.write_text(json.dumps({USER: known["password"]}))
+    variables = airflow_home.environment(settings.home) | {
+        "PRUNELLA_ROOT": str(settings.root),
+        "AIRFLOW__API__HOST": HOST,
+        "AIRFLOW__API__PORT": str(settings.airflow_port),
+        "AIRFLOW__API__BASE_URL": settings.airflow_url,
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__API__SECRET_KEY": known["session"],
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{settings.airflow_url}/execution/",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__CORE__FERNET_KEY": known["fernet"],
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "false",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
+        "AIRFLOW__API_AUTH__JWT_SECRET": known["jwt"],
+        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(settings.worker_log_port),
+        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(settings.triggerer_log_port),
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "30",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
+    }
+    if settings.mlflow_url:
+        variables["PRUNELLA_MLFLOW_UI"] = settings.mlflow_url
+    return variables
+
+
+def services(settings: LiveSettings) -> tuple[Service, ...]:
+    """The programs of a live Airflow, and of MLflow where it has a port."""
+    variables = environment(settings)
+    commands = {
+        name: (sys.executable, "-m", "airflow", name) for name in ("api-server", "scheduler", "dag-processor", "triggerer")
+    }
+    found = [Service(name=name, command=command, environment=variables) for name, command in commands.items()]
+    if settings.mlflow_port:
+        found.append(Service(name="mlflow", command=_mlflow_command(settings), environment=_MLFLOW_ENVIRONMENT))
+    return tuple(found)
+
+
+_MLFLOW_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+def _mlflow_command(settings: LiveSettings) -> tuple[str, ...]:
+    (settings.root / "published").mkdir(parents=True, exist_ok=True)
+    store = ("--backend-store-uri", settings.tracking_uri, "--workers", "1")
+    return (sys.executable, "-m", "mlflow", "server", *store, "--host", HOST, "--port", str(settings.mlflow_port))
+
+
+def start(settings: LiveSettings) -> Supervisor:
+    """The supervisor of a live Airflow, not yet entered."""
+    settings.root.mkdir(parents=True, exist_ok=True)
+    airflow_home.prepare(settings.home)
+    return Supervisor(services(settings), settings.folder / "logs")
+
+
+class AirflowApi:
+    """The public REST API of an Airflow, as a logged-in user."""
+
+    def __init__(self, url: str, user: str, secret: str) -> None:
+        self._url = url
+        self._credentials = {"username": user, "password": secret}
+        self._client = httpx.Client(base_url=url, timeout=30.0, trust_env=False)
+
+    def wait_until_ready(self, dag_id: str, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Wait until the scheduler is healthy and the DAG is known.
+
+        Raises:
+            PrunellaError: not within the time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self._is_healthy() and self._knows(dag_id):
+                return
+            time.sleep(1.0)
+        raise PrunellaError(f"Airflow at {self._url} was not ready within {timeout_s:g} s; see the logs folder beside it")
+
+    def _is_healthy(self) -> bool:
+        try:
+            answer = self._client.get("/api/v2/monitor/health")
+        except httpx.TransportError:
+            return False
+        return answer.is_success and answer.json().get("scheduler", {}).get("status") == "healthy"
+
+    def _knows(self, dag_id: str) -> bool:
+        self.log_in()
+        return self._client.get(f"/api/v2/dags/{dag_id}").is_success
+
+    def log_in(self) -> None:
+        """Take a token; the API answers 201."""
+        answer = self._client.post("/auth/token", json=self._credentials)
+        if not answer.is_success:
+            raise PrunellaError(f"Airflow at {self._url} refused the login of {self._credentials['username']!r}: {answer.text}")
+        self._client.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+
+    def trigger(self, dag_id: str, *, conf: dict[str, Any], run_id: str | None = None) -> str:
+        """Start a DAG run; returns its id.
+
+        Raises:
+            PrunellaError: Airflow refused, with its own words.
+        """
+        self.log_in()
+        body = {"conf": conf, "logical_date": None} | ({"dag_run_id": run_id} if run_id else {})
+        answer = self._client.post(f"/api/v2/dags/{dag_id}/dagRuns", json=body)
+        if not answer.is_success:
+            raise PrunellaError(f"Airflow refused to start {dag_id}: {answer.status_code} {answer.text}")
+        return str(answer.json()["dag_run_id"])
+
+    def run_states(self, dag_id: str) -> dict[str, str]:
+        """State of every DAG run, by id."""
+        self.log_in()
+        answer = self._client.get(f"/api/v2/dags/{dag_id}/dagRuns", params={"limit": 100})
+        answer.raise_for_status()
+        return {run["dag_run_id"]: run["state"] for run in answer.json()["dag_runs"]}
+
+    def task_states(self, dag_id: str, run_id: str) -> dict[str, str]:
+        """State of every task of a run, by task id (the last of a mapped task's)."""
+        self.log_in()
+        answer = self._client.get(f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 200})
+        answer.raise_for_status()
+        return {task["task_id"]: str(task["state"]) for task in answer.json()["task_instances"]}
+
+    def pause(self, dag_id: str, is_paused: bool) -> None:
+        """Pause or unpause a DAG."""
+        self.log_in()
+        self._client.patch(f"/api/v2/dags/{dag_id}", json={"is_paused": is_paused}).raise_for_status()
+
+
+def describe(settings: LiveSettings) -> str:
+    """Addresses and credentials, for people."""
+    lines = [f"Airflow  {settings.airflow_url}   user {USER}   password {password(settings)}"]
+    if settings.mlflow_url:
+        lines.append(f"MLflow   {settings.mlflow_url}")
+    lines.append(f"ledger   {settings.root}")
+    return "\n".join(lines)
+
+
+def scratch_environment(settings: LiveSettings) -> None:
+    """Keep the scratch of live runs in their folder, for everything this process starts."""
+    os.environ.setdefault("PRUNELLA_SCRATCH", str(settings.folder / "scratch"))

@@ -1,0 +1,314 @@
+"""The start of a segment and of each of its attempts: data, predecessor, token, resume point, nodes to gate.
+
+Opening an attempt takes the token first, so that older writers are fenced, and only then looks for the newest checkpoint
+that passes: candidates are judged newest first by the ordinary validation stage until one is accepted.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from prunella import codec
+from prunella.config import Config
+from prunella.errors import Cause, ConfigError, KeyExists
+from prunella.fleet.lifecycle import Fleet
+from prunella.fleet.roster import candidates_for_gate, load_fleet
+from prunella.launch import handle as handles
+from prunella.launch import local
+from prunella.ledger import Ledger
+from prunella.orchestration.ask_stage import Asking, ask
+from prunella.orchestration.claim import SegmentRun
+from prunella.orchestration.judging import settle
+from prunella.records import (
+    AttemptOpened,
+    CheckpointManifest,
+    CheckpointRef,
+    DataPrepRecord,
+    DataPrepRequest,
+    FailedRecord,
+    GateNodeRequest,
+    Part,
+    ResumePoint,
+    Span,
+    Stage,
+    StageRecord,
+    ValidateRequest,
+    Verdict,
+    Window,
+)
+from prunella.scratch import attempt_scratch
+
+logger = logging.getLogger(__name__)
+
+#: A process that vanished is started again this often, for stages that change nothing but their own record.
+RELAUNCHES = 2
+
+
+OnStart = Callable[[handles.Handle], None]
+
+
+class StepFailed(Exception):
+    """A step whose failure closes the segment. `record` says why; it is in the ledger already."""
+
+    def __init__(self, record: StageRecord | None, message: str) -> None:
+        super().__init__(message)
+        self.record = record
+
+
+# ------------------------------------------------------------------------------------------------ data and segment
+
+
+def prepare_data(run: SegmentRun, on_start: OnStart = lambda handle: None) -> str:
+    """Have the data set made, or verified; returns the key of its record.
+
+    Raises:
+        StepFailed: there is no data set to train on.
+    """
+    ledger = run.ledger()
+    key = _data_prep_key(ledger, run)
+    record = _prepare(ledger, run, key, is_repair=False, on_start=on_start)
+    if not isinstance(record, DataPrepRecord) or record.verdict is not Verdict.ACCEPTED:
+        message = record.failure.message if record is not None and record.failure else "data prep left no record"
+        raise StepFailed(record, f"no data set: {message}")
+    _name_dataset(ledger, record)
+    return key
+
+
+def _data_prep_key(ledger: Ledger, run: SegmentRun) -> str:
+    return f"{ledger.segment_prefix(run.segment)}/runs/{run.run_index:02d}/data_prep.json"
+
+
+def failure_of(run: SegmentRun, message: str) -> StepFailed:
+    """What a step before the attempts failed of, with the record that says so where there is one."""
+    ledger = run.ledger()
+    record = ledger.find_stage_record(DataPrepRecord, _data_prep_key(ledger, run))
+    return StepFailed(record if isinstance(record, FailedRecord) else None, message)
+
+
+def _prepare(
+    ledger: Ledger, run: SegmentRun, key: str, *, is_repair: bool, on_start: OnStart = lambda handle: None
+) -> StageRecord | None:
+    request = DataPrepRequest(
+        stage=Stage.DATA_PREP,
+        root=run.root,
+        experiment=run.experiment,
+        config_digest=codec.digest(ledger.config()),
+        output=key,
+        segment=run.segment,
+        run_index=run.run_index,
+        is_repair=is_repair,
+    )
+    scratch = attempt_scratch(run.root, run.experiment, run.segment, 0).parent / f"run-{run.run_index:02d}"
+    scratch.mkdir(exist_ok=True)
+    return ask(
+        ledger,
+        key.replace(".json", ".request.json"),
+        request,
+        Asking(scratch=scratch, relaunches=RELAUNCHES, on_start=on_start),
+    )
+
+
+def _name_dataset(ledger: Ledger, record: DataPrepRecord) -> None:
+    try:
+        ledger.put(ledger.dataset_key, record)
+    except KeyExists:
+        known = dataset(ledger)
+        if known.fingerprint != record.fingerprint:
+            raise ConfigError(
+                f"experiment {ledger.name!r} trains on data set {known.fingerprint}, but its corpus now gives "
+                f"{record.fingerprint}; restore the corpus, or start another experiment"
+            ) from None
+
+
+def dataset(ledger: Ledger) -> DataPrepRecord:
+    """The experiment's data set. Raises ConfigError when it has none yet."""
+    record = ledger.find_stage_record(DataPrepRecord, ledger.dataset_key)
+    if not isinstance(record, DataPrepRecord):
+        raise ConfigError(f"experiment {ledger.name!r} has no data set yet; its first step is prepare_data")
+    return record
+
+
+def open_segment(run: SegmentRun, *, is_allowed_to_stop_others: bool = True) -> None:
+    """Check that the segment may run, stop what an earlier run left behind, and settle its attempts.
+
+    Raises:
+        StepFailed: the experiment was stopped, or the segment before was not accepted.
+    """
+    ledger = run.ledger()
+    if ledger.is_stop_requested():
+        raise StepFailed(None, "the experiment is stopped; `prunella run --resume` or the form goes on")
+    if run.segment > 0 and ledger.accepted(run.segment - 1) is None:
+        raise StepFailed(None, f"segment {run.segment - 1} was not accepted; run it first")
+    if is_allowed_to_stop_others:
+        _stop_leftovers(ledger, run)
+    settle(ledger, run)
+
+
+def _stop_leftovers(ledger: Ledger, run: SegmentRun) -> None:
+    """SIGTERM processes of unfinished older attempts on this machine: they save before they are fenced."""
+    for attempt in ledger.attempts(run.segment):
+        if ledger.decision(run.segment, attempt.attempt) is not None:
+            continue
+        for path in attempt_scratch(run.root, run.experiment, run.segment, attempt.attempt).glob("*.handle"):
+            found = handles.read(path)
+            if found is not None and found.is_alive:
+                logger.warning("leftover_stopped pid=%s handle=%s", found.pid, path.name)
+                local.stop(found)
+
+
+# ------------------------------------------------------------------------------------------------ attempt
+
+
+def open_attempt(run: SegmentRun, rung: int) -> tuple[str, ...]:
+    """Take the token, repair data if that is what failed, find the resume point; returns the keys of the gate requests.
+
+    Raises:
+        KeyExists: another run took the token first.
+    """
+    ledger = run.ledger()
+    config = ledger.config()
+    attempt = run.attempt(ledger, rung) or _take_token(ledger, run, rung, config)
+    if ledger.resume_point(run.segment, attempt.attempt) is None:
+        _repair_data(ledger, run, attempt)
+        _put_resume_point(ledger, run, attempt, config)
+    return tuple(_request_gate(ledger, run, attempt, node.name, config) for node in attempt.nodes)
+
+
+def _take_token(ledger: Ledger, run: SegmentRun, rung: int, config: Config) -> AttemptOpened:
+    fleet = load_fleet(config.fleet, nodes=config.nodes)
+    opened = AttemptOpened(
+        segment=run.segment,
+        attempt=len(ledger.attempts(run.segment)),
+        run_index=run.run_index,
+        run_id=run.run_id,
+        rung=rung,
+        opened_ns=time.time_ns(),
+        nodes=candidates_for_gate(fleet, Fleet(ledger.store).states(fleet)),
+    )
+    ledger.open_attempt(opened)
+    logger.info("attempt_opened segment=%s attempt=%s nodes=%s", run.segment, opened.attempt, [n.name for n in opened.nodes])
+    return opened
+
+
+def _repair_data(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened) -> None:
+    if attempt.attempt == 0:
+        return
+    before = ledger.decision(run.segment, attempt.attempt - 1)
+    if before is None or not any(incident.diagnosis.cause is Cause.DATA_CORRUPT for incident in before.incidents):
+        return
+    key = ledger.record_key(run.segment, attempt.attempt, "data_prep")
+    record = _prepare(ledger, run, key, is_repair=True)
+    logger.warning("dataset_repaired record=%s", record)
+
+
+def _put_resume_point(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened, config: Config) -> None:
+    started_ns = time.time_ns()
+    rejected: list[CheckpointRef] = []
+    chosen: CheckpointRef | None = None
+    for manifest in recent_checkpoints(ledger, run.segment):
+        ref = ledger.ref(manifest)
+        if _passes(ledger, run, attempt, ref, config):
+            chosen = ref
+            break
+        rejected.append(ref)
+    point = ResumePoint(
+        step=chosen.step if chosen else 0,
+        checkpoint=chosen,
+        rejected=tuple(rejected),
+        skipped=skipped_windows(ledger, run.segment),
+        decided_ns=time.time_ns(),
+        spans=(Span(part=Part.VALIDATION, start_ns=started_ns, end_ns=time.time_ns()),),
+    )
+    ledger.put(ledger.resume_key(run.segment, attempt.attempt), point)
+    logger.info("resume_point_chosen segment=%s attempt=%s step=%s", run.segment, attempt.attempt, point.step)
+
+
+def recent_checkpoints(ledger: Ledger, segment: int) -> Iterator[CheckpointManifest]:
+    """Committed checkpoints up to a segment that are still there, newest step first."""
+    for number in range(segment, -1, -1):
+        found = [m for attempt in ledger.attempts(number) for m in ledger.candidates(number, attempt.attempt)]
+        for manifest in sorted(found, key=lambda m: (m.step, m.attempt), reverse=True):
+            if not any(ledger.mark(manifest.name, mark) for mark in ("revoked", "pruned")):
+                yield manifest
+
+
+def newest_verified(ledger: Ledger, segment: int, before_step: int) -> CheckpointRef | None:
+    """The newest verified checkpoint older than a step."""
+    for manifest in recent_checkpoints(ledger, segment):
+        if manifest.step < before_step and is_verified(ledger, manifest.name):
+            return ledger.ref(manifest)
+    return None
+
+
+def is_verified(ledger: Ledger, name: str) -> bool:
+    """Whether validation accepted the checkpoint."""
+    verdict = ledger.validation(name)
+    return verdict is not None and verdict.verdict is Verdict.ACCEPTED
+
+
+def _passes(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened, ref: CheckpointRef, config: Config) -> bool:
+    known = ledger.validation(ref.name)
+    if known is not None:
+        return known.verdict is Verdict.ACCEPTED
+    record = validate(ledger, run, attempt, ref, config, name=f"checkpoint_validation-{ref.name}")
+    return record is not None and record.verdict is Verdict.ACCEPTED
+
+
+def validate(
+    ledger: Ledger,
+    run: SegmentRun,
+    attempt: AttemptOpened,
+    ref: CheckpointRef,
+    config: Config,
+    *,
+    name: str,
+    on_start: OnStart = lambda handle: None,
+) -> StageRecord | None:
+    """Have a candidate judged by the validation stage, on behalf of an attempt."""
+    request = ValidateRequest(
+        stage=Stage.CHECKPOINT_VALIDATION,
+        root=run.root,
+        experiment=run.experiment,
+        config_digest=codec.digest(config),
+        output=ledger.record_key(run.segment, attempt.attempt, name),
+        segment=run.segment,
+        attempt=attempt.attempt,
+        run_index=run.run_index,
+        inputs={ledger.manifest_key(ref.name): ref.manifest_sha256},
+        candidate=ref,
+        dataset=dataset(ledger).fingerprint,
+        previous=newest_verified(ledger, run.segment, ref.step),
+    )
+    asking = Asking(scratch=scratch_of(run, attempt), relaunches=RELAUNCHES, on_start=on_start)
+    return ask(ledger, ledger.request_key(run.segment, attempt.attempt, name), request, asking)
+
+
+def skipped_windows(ledger: Ledger, segment: int) -> tuple[Window, ...]:
+    """Every window of batches that a decision left out so far."""
+    decisions = (ledger.decision(s, a.attempt) for s in range(segment + 1) for a in ledger.attempts(s))
+    return tuple(window for decision in decisions if decision is not None for window in decision.skip)
+
+
+def _request_gate(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened, node: str, config: Config) -> str:
+    name = f"gate_node-{node}"
+    key = ledger.request_key(run.segment, attempt.attempt, name)
+    request = GateNodeRequest(
+        stage=Stage.GATE_NODE,
+        root=run.root,
+        experiment=run.experiment,
+        config_digest=codec.digest(config),
+        output=ledger.record_key(run.segment, attempt.attempt, name),
+        segment=run.segment,
+        attempt=attempt.attempt,
+        run_index=run.run_index,
+        nodes=attempt.nodes,
+        node=node,
+    )
+    ledger.put_request(key, request)
+    return key
+
+
+def scratch_of(run: SegmentRun, attempt: AttemptOpened) -> Path:
+    """The attempt's scratch folder on this machine."""
+    return attempt_scratch(run.root, run.experiment, run.segment, attempt.attempt)

@@ -1,0 +1,101 @@
+"""What people look at, derived from the ledger and disposable: the report, the mirror in MLflow, where both are found.
+
+It lies under `published/<experiment>/` of a folder root. Publishing may fail without harm: the next close does it again.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunella.launch.local import interpreter
+from prunella.ledger import Ledger
+from prunella.scratch import write_atomically
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Published:
+    """Where MLflow keeps an experiment."""
+
+    run_id: str
+    experiment_id: str
+
+    def page(self, address: str) -> str:
+        """Its page on an MLflow server at `address`."""
+        return f"{address.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+
+
+def folder(ledger: Ledger) -> Path:
+    """Where the published files of an experiment lie, created if absent."""
+    path = Path(ledger.store.root) / "published" / ledger.name
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def report_path(ledger: Ledger) -> Path:
+    """The experiment's report.html."""
+    return folder(ledger) / "report.html"
+
+
+def published(ledger: Ledger) -> Published | None:
+    """Where the last mirror put the experiment; None before the first."""
+    path = folder(ledger) / "mlflow.json"
+    return Published(**json.loads(path.read_text())) if path.exists() else None
+
+
+def tracking_uri(ledger: Ledger) -> str:
+    """The configured tracking server, else MLFLOW_TRACKING_URI, else a SQLite store under the root."""
+    chosen = ledger.config().tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    return chosen or f"sqlite:///{Path(ledger.store.root) / 'published' / 'mlflow.db'}"
+
+
+def publish(ledger: Ledger) -> Published:
+    """Write the report, then bring MLflow up to date with it attached.
+
+    Raises:
+        TrackingUnavailable: MLflow could not be reached; the report is written all the same.
+    """
+    from prunella.tracking.mirror import mirror
+    from prunella.tracking.report import write_report
+
+    write_report(ledger, report_path(ledger))
+    settings = ledger.config().tracking
+    result = mirror(
+        ledger,
+        uri=tracking_uri(ledger),
+        experiment_name=settings.experiment,
+        report=report_path(ledger),
+        timeout_s=settings.timeout_s,
+    )
+    note = {"run_id": result.run_id, "experiment_id": result.experiment_id}
+    write_atomically(folder(ledger) / "mlflow.json", json.dumps(note))
+    return Published(**note)
+
+
+def publish_apart(ledger: Ledger) -> None:
+    """`publish` in a process of its own, within its time: Airflow's side needs neither MLflow nor matplotlib."""
+    timeout_s = ledger.config().tracking.timeout_s
+    command = [interpreter(), "-m", "prunella", "publish", "--root", ledger.store.root, "--experiment", ledger.name]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        logger.warning("publishing_timed_out timeout_s=%s", timeout_s)
+        return
+    if done.returncode:
+        logger.warning("publishing_failed error=%s", done.stderr.strip()[-500:])
+
+
+def summary_of(ledger: Ledger) -> dict[str, Any]:
+    """The experiment's summary document, as of now."""
+    from prunella.tracking.history import read_history
+    from prunella.tracking.summary import document, summary
+
+    found = published(ledger)
+    run_id = found.run_id if found else None
+    return document(summary(read_history(ledger), mlflow_run_id=run_id, now_ns=time.time_ns()))

@@ -1,0 +1,95 @@
+"""`prunella run`: segment after segment in this process, one `dag.test()` each, until the fold says complete.
+
+The same DAG as under a scheduler, without one. Airflow's home is private and thrown away; the ledger alone says what was
+done, so the same command after a kill -9 goes on.
+"""
+
+import importlib.util
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunella import faults
+from prunella.errors import PrunellaError
+from prunella.ledger import Ledger
+from prunella.orchestration import airflow_home, closing
+from prunella.orchestration.claim import next_segment, run_id_for
+from prunella.orchestration.submit import Submission, open_experiment
+from prunella.records import SegmentClosed
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """How an invocation ended. `unfired` are requested faults that never acted."""
+
+    is_complete: bool
+    message: str
+    unfired: tuple[str, ...]
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the command may exit 0."""
+        return self.is_complete and not self.unfired
+
+
+def run_experiment(submission: Submission) -> RunResult:
+    """Run an experiment until it is complete, stopped, or needs a person.
+
+    Raises:
+        ConfigError: the submission cannot be meant.
+    """
+    ledger = open_experiment(submission)
+    if next_segment(ledger) is None:
+        return _result(ledger, "complete already")
+    with tempfile.TemporaryDirectory(prefix="prunella-airflow-") as home:
+        return _result(ledger, _run_segments(ledger, _load_dag(Path(home))))
+
+
+def _run_segments(ledger: Ledger, dag: Any) -> str:
+    while (segment := next_segment(ledger)) is not None:
+        if ledger.is_stop_requested():
+            return "stopped; `prunella resume` takes the stop back"
+        run_index = len(ledger.runs(segment))
+        run_id = run_id_for(ledger, segment)
+        logger.info("segment_run_started run_id=%s", run_id)
+        conf = {"root": ledger.store.root, "experiment": ledger.name, "unattended": True, "run_id": run_id}
+        dag.test(logical_date=None, run_conf=conf)
+        close = ledger.closed(segment, run_index)
+        if close is None:
+            raise PrunellaError(f"DAG run {run_id} ended without a close; the log above has the reason; run the command again")
+        if not closing.may_continue(ledger, close) and next_segment(ledger) is not None:
+            return _why(close)
+    return "complete"
+
+
+def _why(close: SegmentClosed) -> str:
+    return f"segment {close.segment} {close.outcome}: {close.message}"
+
+
+def _load_dag(home: Path) -> Any:
+    airflow_home.prepare(home)
+    os.environ.update(airflow_home.environment(home))
+    path = airflow_home.dags_folder() / "pretrain_segment.py"
+    spec = importlib.util.spec_from_file_location("prunella_dag_pretrain_segment", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.dag
+
+
+def _result(ledger: Ledger, message: str) -> RunResult:
+    return RunResult(is_complete=next_segment(ledger) is None, message=message, unfired=unfired_faults(ledger))
+
+
+def unfired_faults(ledger: Ledger) -> tuple[str, ...]:
+    """Requested faults that have not acted."""
+    switch = ledger.fault_switch()
+    if switch is None:
+        return ()
+    return tuple(spec for spec in ledger.experiment().faults if switch.fired(faults.parse(spec)) is None)

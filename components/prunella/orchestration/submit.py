@@ -1,0 +1,148 @@
+"""Opening an experiment: from a recipe or a file, overrides and faults to one immutable record.
+
+The record is the configuration; whoever names the same experiment again must mean the same one, or is shown the
+difference. Everything that can be refused before anything runs is refused here.
+"""
+
+import importlib.metadata
+import platform
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prunella import codec, faults
+from prunella import config as configuration
+from prunella.config import Config
+from prunella.errors import ConfigError, KeyExists
+from prunella.fleet.roster import load_fleet
+from prunella.ledger import Ledger, list_experiments, open_ledger
+from prunella.recipes import recipe as recipe_named
+from prunella.records import ExperimentRecord, NodeRef
+from prunella.storage import open_store
+
+_RECORDED_PACKAGES = ("prunella", "torch", "safetensors", "tokenizers", "numpy", "apache-airflow", "mlflow")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submission:
+    """What a person asked for, on the form or the command line. None means not given."""
+
+    root: str
+    experiment: str | None = None
+    recipe: str | None = None
+    config_file: str | None = None
+    segments: int | None = None
+    steps_per_segment: int | None = None
+    nodes: int | None = None
+    seed: int | None = None
+    schedule: str | None = None
+    fleet: str | None = None
+    faults: tuple[str, ...] = ()
+    assignments: tuple[str, ...] = field(default_factory=tuple)
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether anything but the root and the name was given."""
+        given = (self.recipe, self.config_file, self.segments, self.steps_per_segment, self.nodes, self.seed, self.schedule)
+        return any(value is not None for value in (*given, self.fleet)) or bool(self.assignments)
+
+
+def resolve(submission: Submission) -> Config:
+    """The configuration meant: recipe, then file, then single options, then `--set`.
+
+    Raises:
+        ConfigError: anything in it cannot be meant.
+    """
+    base = recipe_named(submission.recipe or "tiny_moe")
+    if submission.config_file is not None:
+        base = configuration.read_file(Path(submission.config_file), base)
+    chosen = configuration.replace(
+        base,
+        segments=submission.segments,
+        steps_per_segment=submission.steps_per_segment,
+        nodes=submission.nodes,
+        seed=submission.seed,
+        schedule=submission.schedule,
+        fleet=str(Path(submission.fleet).absolute()) if submission.fleet else None,
+    )
+    return configuration.override(chosen, submission.assignments)
+
+
+def open_experiment(submission: Submission) -> Ledger:
+    """Open the experiment, or take up the one of that name if it means the same.
+
+    Raises:
+        ConfigError: the configuration is wrong, a fault impossible, or the root holds the experiment with another one.
+    """
+    name = submission.experiment or "experiment"
+    ledger = open_ledger(submission.root, name)
+    if ledger.store.exists(ledger.experiment_key):
+        _check_same(ledger, submission)
+        return open_ledger(submission.root, name)
+    record = _opening(name, submission)
+    try:
+        ledger.put(ledger.experiment_key, record)
+    except KeyExists:
+        _check_same(ledger, submission)
+    return open_ledger(submission.root, name)
+
+
+def find_experiment(root: str, name: str | None) -> Ledger:
+    """The ledger of an existing experiment; without a name, of the only one under the root.
+
+    Raises:
+        ConfigError: there is none, or several and none was named.
+    """
+    names = list_experiments(open_store(root))
+    if not names:
+        raise ConfigError(f"--root {root}: no experiment here; start one with `prunella run --root {root}`")
+    if name is None and len(names) > 1:
+        raise ConfigError(f"--root {root}: several experiments here ({', '.join(names)}); choose one with --experiment NAME")
+    if name is not None and name not in names:
+        raise ConfigError(f"--experiment {name}: no such experiment under {root}; it holds {', '.join(names)}")
+    return open_ledger(root, name or names[0])
+
+
+def _opening(name: str, submission: Submission) -> ExperimentRecord:
+    config = resolve(submission)
+    fleet = tuple(NodeRef(name=node.name, devices=node.devices) for node in load_fleet(config.fleet, nodes=config.nodes))
+    specs = tuple(submission.faults)
+    for spec in specs:
+        faults.check_possible(faults.parse(spec), config, fleet)
+    if len(set(specs)) != len(specs):
+        raise ConfigError("--fault: the same fault was asked for twice; each fires once an experiment")
+    return ExperimentRecord(
+        name=name,
+        opened_ns=time.time_ns(),
+        config=configuration.to_mapping(config),
+        config_digest=codec.digest(config),
+        faults=specs,
+        versions=_versions(),
+    )
+
+
+def _check_same(ledger: Ledger, submission: Submission) -> None:
+    """A repeated submission must resolve to the recorded configuration, with later extensions of segments allowed for."""
+    if not submission.is_configured and not submission.faults:
+        return
+    record = ledger.experiment()
+    recorded, asked = ledger.config(), resolve(submission)
+    lines = configuration.difference(configuration.to_mapping(recorded), configuration.to_mapping(asked))
+    if set(submission.faults) != set(record.faults):
+        lines.append(f"faults: {list(record.faults)} -> {list(submission.faults)}")
+    if lines:
+        raise ConfigError(
+            f"--root {ledger.store.root}: experiment {ledger.name!r} was opened with another configuration "
+            f"(recorded -> asked):\n  " + "\n  ".join(lines) + "\ntake another --experiment or --root; "
+            "`prunella extend` adds segments"
+        )
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
+    for package in _RECORDED_PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

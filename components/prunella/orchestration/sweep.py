@@ -1,0 +1,54 @@
+"""Sweeping the fleet: one gate request a node that nobody trains on, and the answers entered in the node ledger."""
+
+import hashlib
+import time
+
+from prunella import codec
+from prunella.config import Config
+from prunella.fleet.gate_results import apply_gate_node
+from prunella.fleet.lifecycle import Fleet, Owner
+from prunella.fleet.roster import load_fleet
+from prunella.fleet.sweep import busy_nodes, nodes_to_sweep, request_key, sweep_requests
+from prunella.ledger import Ledger
+from prunella.orchestration.ask_stage import Asking, ask
+from prunella.records import FailedRecord, GateNodeRecord, GateNodeRequest
+from prunella.scratch import attempt_scratch
+from prunella.storage import RetryingStore, open_store
+
+
+def open_sweep(root: str, fleet_file: str | None, run_id: str) -> list[str]:
+    """Write the requests of a sweep; returns their keys. A second try of the same run finds them written."""
+    ledger = _fleet_ledger(root)
+    fleet = load_fleet(fleet_file, nodes=1 if fleet_file else Config().nodes)
+    states = Fleet(ledger.store)
+    due = nodes_to_sweep(fleet, {node.name: states.last(node.name) for node in fleet}, busy=busy_nodes(ledger.store))
+    sweep = f"{time.strftime('%Y%m%d', time.gmtime())}-{hashlib.sha256(run_id.encode()).hexdigest()[:8]}"
+    keys = []
+    for request in sweep_requests(root, sweep, due, config_digest=codec.digest(Config())):
+        key = request_key(sweep, request.node)
+        ledger.put_request(key, request)
+        keys.append(key)
+    return keys
+
+
+def node_of(key: str) -> str:
+    """Name of the node a sweep's request is about."""
+    return key.rsplit("/", 1)[-1].removesuffix(".json")
+
+
+def gate_swept_node(root: str, key: str) -> str:
+    """Gate one node and enter the answer; returns the state the node is in now."""
+    ledger = _fleet_ledger(root)
+    request = ledger.find(GateNodeRequest, key)
+    assert request is not None, "open_sweep wrote it"
+    sweep = key.split("/")[2]
+    scratch = attempt_scratch(root, "fleet", 0, 0) / sweep
+    scratch.mkdir(exist_ok=True)
+    asking = Asking(scratch=scratch, node=request.node, timeout_s=Config().gate.node_timeout_s)
+    answer = ask(ledger, key, request, asking)
+    record = answer if isinstance(answer, GateNodeRecord | FailedRecord) else None
+    return apply_gate_node(Fleet(ledger.store), request.node, record, key=request.output, owner=Owner.SWEEP)
+
+
+def _fleet_ledger(root: str) -> Ledger:
+    return Ledger(RetryingStore(open_store(root), Config().storage), "fleet")

@@ -1,0 +1,166 @@
+"""Who failed first, and of what. Pure: from what was seen of every rank before anything was killed.
+
+In this order: a hang the launcher saw; a rank that died without a word; a rank's own account of its failure; ranks that lost
+a peer although none died. A rank that failed because a peer was gone is never the culprit.
+"""
+
+import signal
+from dataclasses import dataclass
+
+from prunella.errors import Cause
+from prunella.records import Failure, Json, RankExit
+from prunella.training_segment.exits import ExitNote
+from prunella.training_segment.hang import Hang
+from prunella.training_segment.heartbeat import Heartbeat
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankSeen:
+    """One rank as the launcher saw it at the first sign of trouble.
+
+    `exit_code` comes from the node's agent and is negative for a signal; None where the agent had not said. `state` is the
+    letter of proc(5) of a live process.
+    """
+
+    rank: int
+    node: str
+    heartbeat: Heartbeat | None
+    note: ExitNote | None
+    is_alive: bool
+    exit_code: int | None = None
+    state: str | None = None
+
+    @property
+    def is_crashed(self) -> bool:
+        """Whether it ran, is gone, and left no word."""
+        return self.heartbeat is not None and not self.is_alive and self.note is None
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether it needs everybody to stop."""
+        return self.is_crashed or (self.note is not None and self.note.failure is not None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Blame:
+    """The failure of an attempt, and the last moment all was well."""
+
+    failure: Failure
+    fault_ns: int
+
+
+def blame(seen: tuple[RankSeen, ...], *, hang: Hang | None, launched_ns: int, log_tail: str) -> Blame:
+    """The one failure that explains the others.
+
+    Args:
+        log_tail: end of the first node's log, evidence for failures before the ranks could speak.
+    """
+    if hang is not None:
+        return _hung(hang, seen)
+    crashed = [rank for rank in seen if rank.is_crashed]
+    if crashed:
+        return _crashed(min(crashed, key=_last_word_ns))
+    own = [rank for rank in seen if rank.note and rank.note.failure and not rank.note.is_peer_loss]
+    if own:
+        return _own_account(min(own, key=_noted_ns), seen)
+    lost = [rank for rank in seen if rank.note and rank.note.failure]
+    if lost:
+        return _lost_peers(min(lost, key=_noted_ns))
+    return _never_started(seen, launched_ns, log_tail)
+
+
+def rank_exits(seen: tuple[RankSeen, ...], *, launched_ns: int) -> tuple[RankExit, ...]:
+    """The ends of all ranks, for the record. A rank that was alive when the others were stopped has no exit of its own."""
+    return tuple(_rank_exit(rank, launched_ns) for rank in seen)
+
+
+def _rank_exit(rank: RankSeen, launched_ns: int) -> RankExit:
+    beat, note = rank.heartbeat, rank.note
+    code = note.exit_code if note else rank.exit_code
+    return RankExit(
+        rank=rank.rank,
+        node=rank.node,
+        step=beat.step if beat else 0,
+        phase=beat.phase.value if beat else "launch",
+        heartbeat_ns=beat.at_ns if beat else launched_ns,
+        is_recorded=note is not None,
+        exit_code=None if code is None or code < 0 else code,
+        signal=-code if code is not None and code < 0 else None,
+        failure=note.failure if note else None,
+    )
+
+
+def _last_word_ns(rank: RankSeen) -> int:
+    return rank.heartbeat.at_ns if rank.heartbeat else 0
+
+
+def _noted_ns(rank: RankSeen) -> int:
+    return rank.note.at_ns if rank.note else 0
+
+
+def _hung(hang: Hang, seen: tuple[RankSeen, ...]) -> Blame:
+    beat = hang.culprit
+    state = next((rank.state for rank in seen if rank.rank == beat.rank), None)
+    evidence: dict[str, Json] = {
+        "phase": beat.phase.value,
+        "silent_s": round(hang.silent_s, 3),
+        "limit_s": round(hang.limit_s, 3),
+    }
+    if state is not None:
+        evidence["process_state"] = state
+    message = (
+        f"rank {beat.rank} on {beat.node} made no progress for {hang.silent_s:.1f} s (limit {hang.limit_s:.1f} s) in phase "
+        f"{beat.phase} of step {beat.step}; its peers were at least as far and waited for it"
+    )
+    failure = Failure(cause=Cause.HANG, message=message, node=beat.node, rank=beat.rank, step=beat.step, evidence=evidence)
+    return Blame(failure=failure, fault_ns=beat.at_ns)
+
+
+def _crashed(rank: RankSeen) -> Blame:
+    assert rank.heartbeat is not None
+    beat, code = rank.heartbeat, rank.exit_code
+    evidence: dict[str, Json] = {"phase": beat.phase.value, "pid": beat.pid}
+    how = "its process ended without an exit record"
+    if code is not None and code < 0:
+        evidence["signal"] = -code
+        how = f"it was killed by signal {-code} ({signal.Signals(-code).name})"
+    message = f"rank {rank.rank} on {rank.node} is gone: {how} in phase {beat.phase} of step {beat.step}"
+    failure = Failure(
+        cause=Cause.PROCESS_CRASH, message=message, node=rank.node, rank=rank.rank, step=beat.step, evidence=evidence
+    )
+    return Blame(failure=failure, fault_ns=beat.at_ns)
+
+
+def _own_account(rank: RankSeen, seen: tuple[RankSeen, ...]) -> Blame:
+    assert rank.note is not None
+    failure = rank.note.failure
+    assert failure is not None
+    culprit = next((other for other in seen if other.rank == failure.rank), rank)
+    if failure.rank is not None and failure.node is None:
+        failure = Failure(
+            cause=failure.cause,
+            message=failure.message,
+            node=culprit.node,
+            rank=failure.rank,
+            step=failure.step,
+            evidence=failure.evidence,
+        )
+    return Blame(failure=failure, fault_ns=_last_word_ns(culprit) or rank.note.at_ns)
+
+
+def _lost_peers(rank: RankSeen) -> Blame:
+    assert rank.note is not None
+    failure = rank.note.failure
+    assert failure is not None
+    message = f"ranks lost their connections although no rank died or failed; first was rank {rank.rank}: {failure.message}"
+    lost = Failure(cause=Cause.UNKNOWN, message=message, step=failure.step, evidence=failure.evidence)
+    return Blame(failure=lost, fault_ns=_last_word_ns(rank) or rank.note.at_ns)
+
+
+def _never_started(seen: tuple[RankSeen, ...], launched_ns: int, log_tail: str) -> Blame:
+    silent = next((rank for rank in seen if rank.heartbeat is None), seen[0])
+    message = f"rank {silent.rank} on {silent.node} ended or stayed silent before it could start; see log_tail for what it said"
+    failure = Failure(
+        cause=Cause.PROCESS_CRASH, message=message, node=silent.node, rank=silent.rank, evidence={"log_tail": log_tail}
+    )
+    return Blame(failure=failure, fault_ns=launched_ns)

@@ -1,0 +1,132 @@
+"""What each rank says of itself while it runs: one small file, replaced at every phase of every step.
+
+Only the training thread beats, never a helper thread: a beat proves that training moved, not that the process exists. All
+ranks beat at the same places, so `beats` compares their progress across ranks. Never truth, never shipped to the store.
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from prunella import codec
+from prunella.errors import ConfigError
+from prunella.scratch import write_atomically
+
+
+class Phase(StrEnum):
+    """What a rank is doing, in the order of a run; `data` to `save` repeat every step."""
+
+    INITIALISE = "initialise"
+    LOAD = "load"
+    START = "start"
+    DATA = "data"
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    REDUCE = "reduce"
+    OPTIMIZER = "optimizer"
+    SAVE = "save"
+    END = "end"
+
+
+class Mark(StrEnum):
+    """Moments of a run that its spans are cut at; each is set once."""
+
+    BUILT = "built"
+    LOADED = "loaded"
+    FIRST_STEP = "first_step"
+    SAVED = "saved"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Heartbeat:
+    """A rank's last word. `process_start` (clock ticks since boot) tells the process from a later one with its pid."""
+
+    rank: int
+    node: str
+    pid: int
+    process_start: int
+    step: int
+    phase: Phase
+    at_ns: int
+    beats: int
+    last_step_ns: int = 0
+    marks: dict[str, int] = field(default_factory=dict)
+
+
+def heartbeat_path(folder: Path, rank: int) -> Path:
+    """File of a rank's heartbeat."""
+    return folder / f"rank-{rank:03d}.heartbeat.json"
+
+
+class Pulse:
+    """Writes one rank's heartbeats."""
+
+    def __init__(self, folder: Path, *, rank: int, node: str) -> None:
+        self._path = heartbeat_path(folder, rank)
+        self._rank = rank
+        self._node = node
+        self._start = process_start(os.getpid()) or 0
+        self._marks: dict[str, int] = {}
+        self.step = 0
+        self.phase = Phase.INITIALISE
+        self.last_step_ns = 0
+        self.beats = 0
+
+    def beat(self, phase: Phase, *, step: int | None = None) -> None:
+        """Say that `phase` of `step` (by default the step last named) begins now."""
+        self.step = self.step if step is None else step
+        self.phase = phase
+        self.beats += 1
+        word = Heartbeat(
+            rank=self._rank,
+            node=self._node,
+            pid=os.getpid(),
+            process_start=self._start,
+            step=self.step,
+            phase=phase,
+            at_ns=time.time_ns(),
+            beats=self.beats,
+            last_step_ns=self.last_step_ns,
+            marks=self._marks,
+        )
+        write_atomically(self._path, json.dumps(codec.encode(word)))
+
+    def mark(self, mark: Mark, at_ns: int) -> None:
+        """Remember a moment; it travels with every later beat."""
+        self._marks.setdefault(mark.value, at_ns)
+
+
+def read_heartbeat(folder: Path, rank: int) -> Heartbeat | None:
+    """The last word of a rank; None while it has not spoken."""
+    path = heartbeat_path(folder, rank)
+    try:
+        return codec.decode(Heartbeat, json.loads(path.read_text()), str(path))
+    except (FileNotFoundError, json.JSONDecodeError, ConfigError):
+        # Scratch is disposable: a file that somebody damaged says as little as one that is not there.
+        return None
+
+
+def process_start(pid: int) -> int | None:
+    """Start of a process in clock ticks since boot; None when there is none (Linux, proc(5) stat field 22)."""
+    stat = _stat(pid)
+    return int(stat[19]) if stat else None
+
+
+def process_state(pid: int, start: int) -> str | None:
+    """One letter of proc(5) ('R', 'S', 'T' stopped, ...); None when that process has ended, zombies included."""
+    stat = _stat(pid)
+    if stat is None or int(stat[19]) != start or stat[0] in ("Z", "X"):
+        return None
+    return stat[0]
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Fields of /proc/<pid>/stat from the third on; the second, in brackets, may hold spaces."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return text.rpartition(")")[2].split()

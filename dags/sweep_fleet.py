@@ -1,0 +1,51 @@
+"""Gate the nodes that nobody trains on: new, idle, returned, and cordoned ones that a pass can clear.
+
+## What it does
+Every ten minutes: gates each such node alone and enters the answer in the node ledger. A cordoned node that passes is
+returned, and available again when it passes once more. Nodes of a running attempt are left in peace.
+
+## What pages a person
+Nothing. `prunella node list` shows every node with the last word about it.
+
+## How to return a repaired node
+`prunella node uncordon NAME --reason "what was repaired"`: it trains again once it passed a gate.
+"""
+
+import os
+from datetime import timedelta
+
+from airflow.sdk import DAG, Param, task
+
+with DAG(
+    dag_id="sweep_fleet",
+    description="Gates idle and cordoned nodes",
+    schedule=timedelta(minutes=10),
+    catchup=False,
+    max_active_runs=1,
+    is_paused_upon_creation=False,
+    params={
+        "root": Param(os.environ.get("PRUNELLA_ROOT", "var/prunella"), type="string", description="Where the ledger lies."),
+        "fleet": Param(None, type=["null", "string"], description="Fleet file; the default fleet otherwise."),
+    },
+    doc_md=__doc__,
+    tags=["prunella"],
+) as dag:
+
+    @task
+    def choose_nodes(params=None, dag_run=None):
+        """Keys of one gate request a node."""
+        from prunella.orchestration.sweep import open_sweep
+
+        return open_sweep(params["root"], params["fleet"], dag_run.run_id)
+
+    @task(map_index_template="{{ node }}", max_active_tis_per_dagrun=1)
+    def gate_node(request, params=None):
+        """Gate one node; enter the answer."""
+        from airflow.sdk import get_current_context
+
+        from prunella.orchestration.sweep import gate_swept_node, node_of
+
+        get_current_context()["node"] = node_of(request)
+        return gate_swept_node(params["root"], request)
+
+    gate_node.expand(request=choose_nodes())

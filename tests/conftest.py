@@ -1,0 +1,122 @@
+"""What every test stands on: an environment that is offline, single-threaded and writes nothing outside temporary folders.
+
+The environment is set when this file is imported, before torch, Airflow or MLflow can be, because each reads it once.
+`make test-full` passes `--no-missing-system`: a test that was skipped for want of `make system` then counts as failed.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_SESSION_FOLDER = Path(tempfile.mkdtemp(prefix="prunella-tests-"))
+_ENVIRONMENT = {
+    # One thread a process: two ranks already fill the machine, and sums keep their order.
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # No network, no telemetry.
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HOME": str(_SESSION_FOLDER / "huggingface"),
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "SCARF_ANALYTICS": "false",
+    "DO_NOT_TRACK": "true",
+    # Airflow reads these at its first import and would create ~/airflow.
+    "AIRFLOW_HOME": str(_SESSION_FOLDER / "airflow"),
+    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    "AIRFLOW__CORE__DAGS_FOLDER": str(Path(__file__).resolve().parent.parent / "dags"),
+    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{_SESSION_FOLDER / 'airflow' / 'airflow.db'}",
+    "PRUNELLA_SCRATCH": str(_SESSION_FOLDER / "scratch"),
+}
+os.environ.update(_ENVIRONMENT)
+(_SESSION_FOLDER / "airflow").mkdir()
+
+from prunella import config as configuration  # noqa: E402 - the environment comes first
+from prunella.codec import digest  # noqa: E402
+from prunella.config import Config, StorageConfig  # noqa: E402
+from prunella.ledger import Ledger  # noqa: E402
+from prunella.records import ExperimentRecord  # noqa: E402
+from prunella.storage import FolderStore, RetryingStore  # noqa: E402
+
+_MISSING_SYSTEM = "make system"
+#: A test that waits for the store waits a tenth of a second, not a minute.
+_IMPATIENT = StorageConfig(retry_s=0.1, first_delay_s=0.01, max_delay_s=0.02)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--no-missing-system",
+        action="store_true",
+        help=f"a test skipped with a reason that starts with {_MISSING_SYSTEM!r} fails",
+    )
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_SESSION_FOLDER, ignore_errors=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _fail_if_system_is_missing(report, item.config)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _fail_if_system_is_missing(report, collector.config)
+    return report
+
+
+def _fail_if_system_is_missing(report: Any, config: pytest.Config) -> None:
+    if not report.skipped or not config.getoption("--no-missing-system") or not isinstance(report.longrepr, tuple):
+        return
+    reason = str(report.longrepr[2]).removeprefix("Skipped: ")
+    if reason.startswith(_MISSING_SYSTEM):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and --no-missing-system was given: {reason}; run `make system` first"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    """An empty `--root`."""
+    return str(tmp_path / "root")
+
+
+@pytest.fixture
+def store(root: str) -> FolderStore:
+    """The plain object store behind `root`."""
+    return FolderStore(root)
+
+
+@pytest.fixture
+def ledger(store: FolderStore) -> Ledger:
+    """The ledger of an experiment `demo` that nobody opened yet; it gives up on the store after 0.1 s."""
+    return Ledger(RetryingStore(store, _IMPATIENT), "demo")
+
+
+@pytest.fixture
+def opened_ledger(ledger: Ledger) -> Ledger:
+    """The ledger of an opened experiment `demo` with the default configuration and no faults."""
+    mapping = configuration.to_mapping(Config())
+    record = ExperimentRecord(
+        name="demo", opened_ns=1, config=mapping, config_digest=digest(mapping), faults=(), versions={"prunella": "test"}
+    )
+    ledger.put(ledger.experiment_key, record)
+    return ledger
+
+
+@pytest.fixture
+def browser_programs() -> tuple[str, str]:
+    """Paths of chromium and chromedriver; skips where they are not installed."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip(f"{_MISSING_SYSTEM}: chromium or chromedriver is not installed")
+    return chromium, driver

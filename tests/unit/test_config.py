@@ -1,0 +1,160 @@
+"""A configuration is refused here, once, with advice; what passes is exactly what was asked for."""
+
+from pathlib import Path
+
+import pytest
+
+from prunella import codec, config
+from prunella.config import Config, ModelConfig, TrainingConfig
+from prunella.errors import ConfigError
+
+
+def test_the_defaults_survive_the_round_trip_with_one_digest() -> None:
+    mapping = config.to_mapping(Config())
+
+    copy = config.from_mapping(mapping, "test")
+
+    assert copy == Config()
+    assert codec.digest(copy) == codec.digest(Config()) == codec.digest(mapping)
+
+
+def test_whole_numbers_given_for_floats_do_not_change_the_digest() -> None:
+    given = Config(training=TrainingConfig(hang_floor_s=15, wall_clock_limit_s=600))
+
+    recorded = config.from_mapping(config.to_mapping(given), "test")
+
+    assert codec.digest(recorded) == codec.digest(given)
+
+
+def test_the_experiment_spans_all_its_segments() -> None:
+    assert Config(segments=4, steps_per_segment=10).total_steps == 40
+
+
+@pytest.mark.parametrize(
+    ("assignment", "read"),
+    [
+        ("seed=8", lambda c: c.seed == 8),
+        ("optim.learning_rate=1e-3", lambda c: c.optim.learning_rate == 1e-3),
+        ("optim.learning_rate = 1", lambda c: c.optim.learning_rate == 1.0),
+        ("recipe=tiny_dense", lambda c: c.recipe == "tiny_dense"),
+        ('recipe="tiny_dense"', lambda c: c.recipe == "tiny_dense"),
+        ("schedule=cron:*/5 * * * *", lambda c: c.schedule == "cron:*/5 * * * *"),
+        ("schedule=cron:0 = 1", lambda c: c.schedule == "cron:0 = 1"),
+        ("model.top_k=[1]", lambda c: c.model.top_k == (1,)),
+        ('data.inputs=["a", "b"]', lambda c: c.data.inputs == ("a", "b")),
+        ("training.wall_clock_limit_s=600", lambda c: c.training.wall_clock_limit_s == 600.0),
+        ("data.max_bytes=none", lambda c: c.data.max_bytes is None),
+        ("model.qk_norm=false", lambda c: c.model.qk_norm is False),
+        ("optim.schedule=cosine", lambda c: c.optim.schedule == "cosine"),
+    ],
+)  # fmt: skip
+def test_an_assignment_sets_its_key(assignment: str, read) -> None:  # type: ignore[no-untyped-def]
+    assert read(config.override(Config(), [assignment]))
+
+
+def test_the_last_of_two_assignments_wins_and_the_base_is_untouched() -> None:
+    base = Config()
+
+    changed = config.override(base, ("seed=1", "seed=2"))
+
+    assert (changed.seed, base.seed) == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("seed", "--set seed: expected key=value"),
+        ("sead=8", "--set sead=8: unknown key 'sead'; did you mean 'seed'?"),
+        ("optim.learning_rat=1", "unknown key 'optim.learning_rat'; did you mean 'learning_rate'?"),
+        ("optym.learning_rate=1", "unknown key 'optym'; did you mean 'optim'?"),
+        ("seed.deep=1", "unknown key 'seed'"),
+        ("seed=eight", "--set.seed: expected int, found str 'eight'"),
+        ("seed=1.5", "--set.seed: expected int, found float 1.5"),
+        ("seed=none", "--set.seed: expected int, found nothing"),
+        ("model=3", "--set.model: expected a table, found int 3"),
+        ("model.top_k=2", "--set.model.top_k: expected a list, found int 2"),
+        ("optim.schedule=linear", "--set.optim.schedule: expected one of warmup_stable_decay, cosine, found str 'linear'"),
+        ("nodes=0", "nodes: expected at least 1, found 0"),
+        ("schedule=hourly", "schedule: expected manual, continuous or cron:EXPR, found 'hourly'"),
+    ],
+)
+def test_a_bad_assignment_is_refused_with_advice(assignment: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.override(Config(), [assignment])
+
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_kv_heads": 0}, "model.n_kv_heads: expected at least 1, found 0"),
+        ({"n_layers": -1}, "model.n_layers: expected at least 1"),
+        ({"n_heads": 3, "n_kv_heads": 2}, "model.n_heads: expected a multiple of model.n_kv_heads, found 3"),
+        ({"head_dim": 31}, "model.head_dim: expected an even number"),
+        ({"vocab_size": 256}, "model.vocab_size: expected at least 257"),
+        ({"top_k": (1, 2)}, "model.top_k: expected one entry, or one a layer"),
+        ({"top_k": (9,)}, "model.top_k: expected between 1 and model.n_experts = 8"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig(**settings)  # type: ignore[arg-type]
+
+    assert str(caught.value).startswith(message)
+
+
+def test_active_experts_and_dense_layers_are_counted_per_layer() -> None:
+    model = ModelConfig(n_layers=3, n_dense_layers=1, top_k=(1, 2, 4))
+
+    assert [model.is_moe_layer(layer) for layer in range(3)] == [False, True, True]
+    assert [model.top_k_at(layer) for layer in range(3)] == [1, 2, 4]
+    assert not ModelConfig(n_experts=0).is_moe_layer(3)
+
+
+def test_a_file_overrides_only_what_it_names(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.toml"
+    path.write_text('seed = 3\n[model]\nn_layers = 2\n[data]\ninputs = ["corpus"]\n')
+
+    read = config.read_file(path, config.override(Config(), ["model.d_model=64"]))
+
+    assert (read.seed, read.model.n_layers, read.model.d_model, read.data.inputs) == (3, 2, 64, ("corpus",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"seed = ", "not TOML"),
+        (b"\xff\xfe", "not TOML"),
+        (b"sead = 1", "experiment.toml: unknown key 'sead'; did you mean 'seed'?"),
+        (b"[model]\nlayers = 1", "experiment.toml.model: unknown key 'layers'"),
+        (b"seed = '1'", "experiment.toml.seed: expected int, found str '1'"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_path(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "experiment.toml"
+    path.write_bytes(content)
+
+    with pytest.raises(ConfigError) as caught:
+        config.read_file(path, Config())
+
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "message"), [("absent.toml", "no such configuration file"), (".", "cannot be read")])
+def test_a_file_that_cannot_be_opened_is_a_configuration_error(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config.read_file(tmp_path / name, Config())
+
+
+def test_the_difference_of_two_configurations_names_each_leaf_once() -> None:
+    old = config.to_mapping(Config())
+    new = config.to_mapping(config.override(Config(), ["seed=8", "model.top_k=[1]", "tracking.uri=http://x"]))
+
+    assert config.difference(old, old) == []
+    assert config.difference(old, new) == ["model.top_k: [2] -> [1]", "seed: 7 -> 8", "tracking.uri: None -> 'http://x'"]
+
+
+def test_replace_leaves_out_what_was_not_given() -> None:
+    assert config.replace(Config(), segments=5, nodes=None) == Config(segments=5)

@@ -1,0 +1,242 @@
+"""The object store keeps its one promise, `put_new`, whoever races, dies or runs out of room."""
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from prunella.config import StorageConfig
+from prunella.errors import ConfigError, KeyExists, KeyMissing, StorageFull, StorageUnavailable
+from prunella.storage import FolderStore, RetryingStore, check_key, open_store
+
+_PATIENCE = StorageConfig(retry_s=0.2, first_delay_s=0.001, max_delay_s=0.002)
+
+
+def _leftovers(store: FolderStore) -> list[Path]:
+    return [path for path in Path(store.root).rglob("*") if path.name.startswith(".")]
+
+
+# ------------------------------------------------------------------------------------------------ keys
+
+
+@pytest.mark.parametrize("key", ["a", "a/b/c.json", "0000-00-0000/shard-00001-model.safetensors", "k=v/1_2-3.x"])
+def test_an_ordinary_key_is_accepted(key: str) -> None:
+    assert check_key(key) == key
+
+
+@pytest.mark.parametrize(
+    "key", ["", "/", "/a", "a/", "a//b", ".", "..", "a/../b", "../a", "a/.hidden", "a b", "a\n", "a\\b", "ä", "~/a"]
+)
+def test_a_key_that_could_leave_the_root_or_be_mangled_is_refused(store: FolderStore, key: str) -> None:
+    with pytest.raises(ConfigError, match="object key"):
+        store.put_new(key, b"x")
+
+
+# ------------------------------------------------------------------------------------------------ the folder store
+
+
+def test_what_was_put_is_what_is_got(store: FolderStore, tmp_path: Path) -> None:
+    content = os.urandom(100_000)
+    (tmp_path / "local").write_bytes(content)
+
+    store.put_new("a/bytes", content)
+    store.put_new_file("a/file", tmp_path / "local")
+
+    assert store.get("a/bytes") == store.get("a/file") == store.local_path("a/file").read_bytes() == content
+    assert store.size_bytes("a/bytes") == 100_000
+    assert store.list("a") == ["bytes", "file"]
+    assert _leftovers(store) == []
+
+
+def test_a_key_is_written_once(store: FolderStore, tmp_path: Path) -> None:
+    (tmp_path / "local").write_bytes(b"second")
+    store.put_new("a/b", b"first")
+
+    with pytest.raises(KeyExists, match="'a/b' exists already"):
+        store.put_new("a/b", b"second")
+    with pytest.raises(KeyExists):
+        store.put_new_file("a/b", tmp_path / "local")
+
+    assert store.get("a/b") == b"first"
+    assert _leftovers(store) == []
+
+
+def test_of_many_racing_writers_exactly_one_wins(store: FolderStore) -> None:
+    def write(writer: int) -> int | None:
+        try:
+            FolderStore(store.root).put_new("token", str(writer).encode())
+        except KeyExists:
+            return None
+        return writer
+
+    with ThreadPoolExecutor(8) as pool:
+        winners = [writer for writer in pool.map(write, range(64)) if writer is not None]
+
+    assert len(winners) == 1
+    assert store.get("token") == str(winners[0]).encode()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda store: store.get("a/b"),
+        lambda store: store.size_bytes("a/b"),
+        lambda store: store.local_path("a/b"),
+        lambda store: store.set_aside("a/b"),
+    ],
+    ids=["get", "size_bytes", "local_path", "set_aside"],
+)
+def test_absence_is_told_from_failure(store: FolderStore, read: Callable[[FolderStore], object]) -> None:
+    with pytest.raises(KeyMissing, match="no object 'a/b'"):
+        read(store)
+
+
+def test_an_absent_key_does_not_exist_and_may_be_deleted(store: FolderStore) -> None:
+    store.delete("a/b")
+
+    assert not store.exists("a/b")
+    assert store.list("a") == []
+
+
+def test_a_damaged_object_set_aside_makes_room_and_is_kept(store: FolderStore) -> None:
+    store.put_new("a/b", b"damaged")
+
+    kept = store.set_aside("a/b")
+    store.put_new("a/b", b"whole")
+
+    assert store.get(kept) == b"damaged"
+    assert store.get("a/b") == b"whole"
+
+
+@pytest.fixture
+def no_room_for_more_than_4_kib() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("no_room_for_more_than_4_kib")
+def test_a_full_store_leaves_nothing_half_written(store: FolderStore) -> None:
+    with pytest.raises(StorageFull, match=r"no room for object 'a/b'.*free space"):
+        store.put_new("a/b", bytes(8192))
+
+    assert not store.exists("a/b")
+    assert _leftovers(store) == []
+
+
+def test_a_writer_killed_half_way_leaves_no_object(store: FolderStore) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "from prunella import storage\n"
+        "storage._fsync = lambda path: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "storage.FolderStore(sys.argv[1]).put_new('a/b', b'half')\n"
+    )
+
+    answer = subprocess.run([sys.executable, "-c", program, store.root], check=False)
+
+    assert answer.returncode == -9
+    assert not store.exists("a/b")
+    assert store.list("a") == []
+
+
+def test_a_root_that_is_no_folder_is_out_of_reach(tmp_path: Path) -> None:
+    (tmp_path / "root").write_text("a file")
+    store = FolderStore(str(tmp_path / "root"))
+
+    with pytest.raises(StorageUnavailable, match="out of reach"):
+        store.get("a/b")
+
+
+@pytest.mark.parametrize("root", ["s3://bucket/prefix", "gs://x"])
+def test_a_root_of_an_unknown_kind_is_refused(root: str) -> None:
+    with pytest.raises(ConfigError, match="not supported yet; give a local folder"):
+        open_store(root)
+
+
+# ------------------------------------------------------------------------------------------------ patience
+
+
+class _FlakyStore(FolderStore):
+    """The outside world at its door: the first calls are answered with an I/O error, before or after they took effect."""
+
+    def __init__(self, root: str, failures: int, *, fails_after_the_effect: bool = False) -> None:
+        super().__init__(root)
+        self._failures = failures
+        self._fails_after = fails_after_the_effect
+
+    def _commit(self, key: str, write: Callable[[Path], object]) -> None:
+        if not self._fails_after:
+            self._maybe_fail(key)
+        super()._commit(key, write)
+        self._maybe_fail(key)
+
+    def get(self, key: str) -> bytes:
+        if not self._fails_after:
+            self._maybe_fail(key)
+        return super().get(key)
+
+    def _maybe_fail(self, key: str) -> None:
+        if self._failures > 0:
+            self._failures -= 1
+            with self._translated(key):
+                raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_short_outage_is_waited_out_and_remembered(root: str) -> None:
+    store = RetryingStore(_FlakyStore(root, failures=2), _PATIENCE)
+
+    store.put_new("a", b"x")
+    content = store.get("a")
+
+    assert content == b"x"
+    [wait] = store.waits
+    assert wait.end_ns > wait.start_ns
+    assert "'a' is out of reach" in wait.message
+
+
+def test_a_long_outage_becomes_an_error_that_says_how_long_it_was_waited_for(root: str) -> None:
+    store = RetryingStore(_FlakyStore(root, failures=10_000), _PATIENCE)
+
+    with pytest.raises(StorageUnavailable, match=r"out of reach .*; gave up after 0\.2 s"):
+        store.get("a")
+
+    assert store.waits == []
+
+
+def test_a_put_whose_answer_was_lost_finds_its_own_object(root: str) -> None:
+    store = RetryingStore(_FlakyStore(root, failures=1, fails_after_the_effect=True), _PATIENCE)
+
+    store.put_new("a", b"mine")
+
+    assert FolderStore(root).get("a") == b"mine"
+
+
+def test_after_a_lost_answer_somebody_elses_object_is_not_taken_for_ones_own(root: str) -> None:
+    FolderStore(root).put_new("a", b"theirs")
+    store = RetryingStore(_FlakyStore(root, failures=1), _PATIENCE)
+
+    with pytest.raises(KeyExists):
+        store.put_new("a", b"mine")
+
+
+def test_equal_content_written_by_somebody_else_first_is_still_taken(root: str) -> None:
+    FolderStore(root).put_new("a", b"same")
+    store = RetryingStore(FolderStore(root), _PATIENCE)
+
+    with pytest.raises(KeyExists):
+        store.put_new("a", b"same")
+
+
+@pytest.mark.usefixtures("no_room_for_more_than_4_kib")
+def test_a_full_store_is_not_retried(root: str) -> None:
+    store = RetryingStore(FolderStore(root), StorageConfig(retry_s=3600))
+
+    with pytest.raises(StorageFull):
+        store.put_new("a", bytes(8192))

@@ -1,0 +1,256 @@
+"""MLflow shows what the ledger says: once, whatever happened to the mirror before."""
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from campaign import Campaign, open_campaign, play, play_crash, play_segment_0, play_segment_1
+
+from prunella.errors import TrackingUnavailable
+from prunella.tracking.history import read_history
+from prunella.tracking.mirror import MirrorResult, mirror, without_password
+
+mlflow = pytest.importorskip("mlflow", reason="needs the component extra (mlflow)")
+
+DICTIONARY = Path(__file__).resolve().parents[3] / "mlflow" / "metrics.yaml"
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One store for the module: creating it runs all of MLflow's migrations."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    yield f"sqlite:///{folder}/mlflow.db"
+    mlflow.set_tracking_uri(before[0])
+    mlflow.set_registry_uri(before[1])
+
+
+@pytest.fixture(scope="module")
+def mirrored(uri: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Campaign, MirrorResult]:
+    """The whole campaign, mirrored once."""
+    campaign = play(str(tmp_path_factory.mktemp("root")), name="whole")
+    return campaign, mirror(campaign.ledger, uri=uri)
+
+
+def history_of(uri: str, run_id: str) -> dict[str, list[tuple[int, int, str]]]:
+    """Every value of every series of a run."""
+    client = mlflow.MlflowClient(uri)
+    keys = client.get_run(run_id).data.metrics
+    return {
+        key: [(value.step, value.timestamp, str(value.value)) for value in client.get_metric_history(run_id, key)]
+        for key in keys
+    }
+
+
+def snapshot(uri: str, result: MirrorResult) -> list[Any]:
+    """All that MLflow shows of an experiment, without the ids it made up."""
+    client = mlflow.MlflowClient(uri)
+    shown = []
+    for run_id in (result.run_id, *result.attempt_run_ids):
+        run = client.get_run(run_id)
+        tags = {key: value for key, value in run.data.tags.items() if "sha256" not in key and key != "mlflow.parentRunId"}
+        shown.append((run.info.status, run.info.end_time, tags, run.data.params, history_of(uri, run_id)))
+    models = client.search_logged_models([result.experiment_id], f"source_run_id = '{result.run_id}'")
+    shown.append(
+        sorted((model.name, str(model.status), model.params["checkpoint"], len(model.metrics or ())) for model in models)
+    )
+    return shown
+
+
+def test_the_parent_has_each_kept_step_once_and_a_child_every_executed_one(
+    uri: str, mirrored: tuple[Campaign, MirrorResult]
+) -> None:
+    _, result = mirrored
+
+    parent = history_of(uri, result.run_id)["train/loss"]
+    children = [history_of(uri, run_id)["train/loss"] for run_id in result.attempt_run_ids]
+
+    assert [step for step, _, _ in parent] == list(range(1, 41))
+    assert [sorted(step for step, _, _ in child) for child in children] == [
+        list(range(1, 14)),
+        list(range(11, 21)),
+        list(range(16, 21)),
+        list(range(21, 41)),
+    ]
+
+
+def test_every_key_logged_is_in_the_dictionary_and_every_key_of_it_is_logged(
+    uri: str, mirrored: tuple[Campaign, MirrorResult]
+) -> None:
+    _, result = mirrored
+    dictionary = yaml.safe_load(DICTIONARY.read_text())
+    patterns = {key: re.compile(re.sub(r"<\w+>", r"[^/]+", key)) for key in dictionary}
+
+    logged = {
+        (key, writer)
+        for run_id, writer in [(result.run_id, "parent"), *((run_id, "attempt") for run_id in result.attempt_run_ids)]
+        for key in history_of(uri, run_id)
+    }
+
+    unknown = {key for key, _ in logged if not any(pattern.fullmatch(key) for pattern in patterns.values())}
+    silent = {name for name, pattern in patterns.items() if not any(pattern.fullmatch(key) for key, _ in logged)}
+    by_child = {name for name, pattern in patterns.items() if any(pattern.fullmatch(k) and w == "attempt" for k, w in logged)}
+    assert unknown == set()
+    assert silent == set()
+    assert by_child == {name for name, entry in dictionary.items() if "attempt" in entry["writer"]}
+
+
+def test_mirroring_again_adds_nothing(uri: str, mirrored: tuple[Campaign, MirrorResult]) -> None:
+    campaign, first = mirrored
+    before = snapshot(uri, first)
+
+    second = mirror(campaign.ledger, uri=uri)
+
+    assert second.points_added == 0
+    assert (second.run_id, second.attempt_run_ids) == (first.run_id, first.attempt_run_ids)
+    assert snapshot(uri, second) == before
+
+
+def test_a_mirror_that_is_cut_short_again_and_again_ends_with_the_same_picture(
+    uri: str, mirrored: tuple[Campaign, MirrorResult], tmp_path: Path
+) -> None:
+    _, whole = mirrored
+    campaign = play(str(tmp_path), name="whole")
+    cuts = 0
+    limit_s = 0.02
+    result = None
+
+    while result is None:
+        try:
+            result = mirror(campaign.ledger, uri=uri, experiment_name="cut-short", timeout_s=limit_s)
+        except TrackingUnavailable:
+            cuts, limit_s = cuts + 1, limit_s * 1.5
+
+    assert cuts > 0
+    assert snapshot(uri, result) == snapshot(uri, whole)
+
+
+def test_a_mirror_that_was_away_catches_up(uri: str, tmp_path: Path) -> None:
+    always, absent = open_campaign(str(tmp_path / "a"), name="same"), open_campaign(str(tmp_path / "b"), name="same")
+    for campaign in (always, absent):
+        play_segment_0(campaign)
+    mirror(always.ledger, uri=uri, experiment_name="always")
+    for campaign in (always, absent):
+        play_segment_1(campaign)
+
+    followed = mirror(always.ledger, uri=uri, experiment_name="always")
+    caught_up = mirror(absent.ledger, uri=uri, experiment_name="absent")
+
+    assert snapshot(uri, followed) == snapshot(uri, caught_up)
+
+
+def test_the_parent_gets_no_step_of_a_segment_that_is_not_accepted_yet(uri: str, tmp_path: Path) -> None:
+    campaign = open_campaign(str(tmp_path), name="early")
+    play_crash(campaign)
+
+    result = mirror(campaign.ledger, uri=uri)
+
+    assert "train/loss" not in history_of(uri, result.run_id)
+    assert mlflow.MlflowClient(uri).get_run(result.run_id).info.status == "RUNNING"
+
+
+def test_a_vanished_attempt_does_not_stay_running(uri: str, tmp_path: Path) -> None:
+    campaign = open_campaign(str(tmp_path), name="vanished")
+    campaign.open_run(0)
+    campaign.open_attempt(0, 0, None)
+    client = mlflow.MlflowClient(uri)
+    alone = mirror(campaign.ledger, uri=uri)
+    before = client.get_run(alone.attempt_run_ids[0]).info.status
+    campaign.open_run(0, run_index=1)
+    campaign.open_attempt(0, 1, None)
+
+    result = mirror(campaign.ledger, uri=uri)
+
+    statuses = [client.get_run(run_id).info.status for run_id in result.attempt_run_ids]
+    assert before == "RUNNING"
+    assert statuses == ["KILLED", "RUNNING"]
+
+
+def test_aliases_name_the_last_verified_and_the_best_checkpoint(uri: str, mirrored: tuple[Campaign, MirrorResult]) -> None:
+    campaign, _ = mirrored
+    client = mlflow.MlflowClient(uri)
+    name = f"whole-{read_history(campaign.ledger).experiment_sha256[:8]}"
+
+    versions = [client.get_model_version_by_alias(name, alias) for alias in ("last-verified", "best")]
+
+    assert [version.tags["prunella.checkpoint"] for version in versions] == ["0001-00-0003", "0001-00-0003"]
+
+
+def test_accuracy_belongs_to_the_checkpoint_that_was_evaluated(uri: str, mirrored: tuple[Campaign, MirrorResult]) -> None:
+    _, result = mirrored
+    client = mlflow.MlflowClient(uri)
+
+    models = client.search_logged_models([result.experiment_id], f"source_run_id = '{result.run_id}'")
+
+    found = {m.params["checkpoint"]: {metric.key: metric.value for metric in m.metrics or ()} for m in models}
+    assert sorted(found) == ["0000-00-0001", "0000-01-0000", "0000-02-0000", "0001-00-0003"]
+    assert found["0000-02-0000"]["eval/heldout_choice/acc"] == 0.41
+    assert found["0001-00-0003"]["eval/heldout_choice/acc"] == 0.55
+    assert found["0000-00-0001"] == {}
+
+
+def test_the_table_of_incidents_has_one_row_each_after_two_mirrors(
+    uri: str, mirrored: tuple[Campaign, MirrorResult], tmp_path: Path
+) -> None:
+    campaign, result = mirrored
+    mirror(campaign.ledger, uri=uri)
+
+    table = mlflow.MlflowClient(uri).load_table(result.experiment_id, "incidents.json", run_ids=[result.run_id])
+
+    assert list(table["cause"]) == ["process_crash", "node_unhealthy", "checkpoint_invalid"]
+    assert list(table["lost_steps"]) == [3, 0, 5]
+
+
+def test_an_infinite_value_is_flagged_and_left_out(uri: str, mirrored: tuple[Campaign, MirrorResult]) -> None:
+    _, result = mirrored
+
+    series = history_of(uri, result.run_id)
+
+    assert [step for step, _, _ in series["stability/non_finite"]] == [33]
+    assert 33 not in [step for step, _, _ in series["stability/grad_norm"]]
+
+
+def test_params_are_flat_and_the_incidents_are_tags_of_their_attempt(uri: str, mirrored: tuple[Campaign, MirrorResult]) -> None:
+    _, result = mirrored
+    client = mlflow.MlflowClient(uri)
+
+    parent, crashed = client.get_run(result.run_id), client.get_run(result.attempt_run_ids[0])
+
+    assert parent.data.params["model.d_model"] == "128"
+    assert parent.data.params["heal.ceiling"] == "24"
+    assert parent.inputs.dataset_inputs[0].dataset.digest == "f" * 36
+    assert "complete, 2 of 2 segments" in parent.data.tags["mlflow.note.content"]
+    assert crashed.data.tags["heal.causes"] == "process_crash"
+    assert crashed.data.tags["prunella.superseded_steps"] == "11-13"
+    assert crashed.info.status == "FAILED"
+
+
+def test_a_report_is_attached_once(uri: str, mirrored: tuple[Campaign, MirrorResult], tmp_path: Path) -> None:
+    campaign, result = mirrored
+    report = tmp_path / "some-name.html"
+    report.write_text("<p>hello</p>")
+
+    mirror(campaign.ledger, uri=uri, report=report)
+
+    names = [file.path for file in mlflow.MlflowClient(uri).list_artifacts(result.run_id)]
+    assert sorted(names) == ["incidents.json", "report.html"]
+
+
+def test_a_server_that_is_away_is_one_quick_error_without_its_password(tmp_path: Path) -> None:
+    campaign = open_campaign(str(tmp_path))
+    started_s = time.monotonic()
+
+    with pytest.raises(TrackingUnavailable, match="the ledger is whole") as caught:
+        mirror(campaign.ledger, uri="http://someone:hunter2@127.0.0.1:9")
+
+    assert time.monotonic() - started_s < 15
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_uri_is_shown_without_its_password() -> None:
+    assert without_password("http://someone:secret@host:5000/x") == "http://host:5000/x"
+    assert without_password("sqlite:////tmp/a.db") == "sqlite:////tmp/a.db"
