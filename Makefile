@@ -23,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .PHONY: setup
 setup: ## Make .venv from requirements/dev.lock, with the command at .venv/bin/prunella (plain `make` does this)
-	@SECONDS=0; $(MAKE) $(READY); echo "set-up took $$SECONDS s"
+	@SECONDS=0; $(MAKE) --silent $(READY); echo "set-up took $$SECONDS s"
 
 .PHONY: demo
 demo: setup ## Watch a small model train under a real Airflow, break three times and be healed; ends in var/demo/report.html

@@ -39,18 +39,22 @@ class CheckpointStatus:
 
 
 def list_checkpoints(ledger: Ledger) -> list[CheckpointStatus]:
-    """Every committed checkpoint of the experiment, in the order of segment, attempt and index."""
-    found = []
+    """Every committed checkpoint of the experiment, by segment, step and attempt: the last is the furthest on.
+
+    That is the order in which an attempt that opens looks for its resume point, from the end.
+    """
+    found: list[CheckpointManifest] = []
     segment = 0
     while ledger.runs(segment) or ledger.attempts(segment):
         for attempt in ledger.attempts(segment):
-            found += [_status(ledger, manifest) for manifest in ledger.candidates(segment, attempt.attempt)]
+            found += ledger.candidates(segment, attempt.attempt)
         segment += 1
-    return found
+    found.sort(key=lambda manifest: (manifest.segment, manifest.step, manifest.attempt))
+    return [_status(ledger, manifest) for manifest in found]
 
 
 def newest_verified(ledger: Ledger) -> CheckpointStatus | None:
-    """The last checkpoint that is verified and was neither revoked nor pruned; None if there is none."""
+    """The furthest checkpoint that is verified and was neither revoked nor pruned; None if there is none."""
     verified = [status for status in list_checkpoints(ledger) if status.state is CheckpointState.VERIFIED]
     return verified[-1] if verified else None
 

@@ -1,7 +1,12 @@
 """The command line: parse, call one function of the package, print. Decides nothing."""
 
+import contextlib
 import json
+import logging
+import os
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,8 +108,73 @@ def stage(
     """Run one stage: one request in, one record out. Exits 0 whenever a record was written."""
     from prunella.launch.shell import run_stage
 
-    logs.configure(stage=name.value, request=request)
-    raise typer.Exit(run_stage(name, root=root, key=request, handle=handle))
+    logs.configure(bound={"stage": name.value, **logs.bound_by(request), "node": os.environ.get("PRUNELLA_NODE")})
+    code = run_stage(name, root=root, key=request, handle=handle)
+    logging.shutdown()
+    os._exit(code)  # the record is written; tearing torch down takes seconds and can only fail
+
+
+@app.command()
+def demo(folder: Annotated[Path, typer.Option("--dir", help="Folder to work in; made anew.")] = Path("var/demo")) -> None:
+    """See the loop: a live Airflow, a small mixture of experts, three faults, three recoveries. About ten minutes."""
+    from prunella.orchestration.demo import demo as run_demo
+
+    logs.configure(level=logging.ERROR)
+    started = time.monotonic()
+    document = run_demo(folder.absolute(), out)
+    print_summary(document)
+    out.print(f"report  {folder / 'report.html'}\nsummary {folder / 'summary.json'}\ntook {time.monotonic() - started:.0f} s")
+    raise typer.Exit(0 if document["state"] == "complete" else 1)
+
+
+@app.command()
+def up(folder: Annotated[Path, typer.Option("--dir", help="Folder to work in; kept.")] = Path("var/up")) -> None:
+    """Keep Airflow and MLflow up on this machine until Ctrl-C; prints addresses and credentials."""
+    from prunella.orchestration import live
+
+    logs.configure()
+    settings = live.settings_for(folder.absolute(), with_mlflow=True)
+    live.scratch_environment(settings)
+    with live.start(settings):
+        out.print(live.describe(settings))
+        live.AirflowApi(settings.airflow_url, live.USER, live.password(settings)).wait_until_ready("pretrain_segment")
+        out.print("ready; Ctrl-C stops it")
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
+@app.command()
+def trigger(
+    root: Root,
+    airflow: Annotated[str, typer.Option(help="Address of the Airflow, for example http://127.0.0.1:8080.")],
+    user: Annotated[str, typer.Option(envvar="PRUNELLA_AIRFLOW_USER", help="Airflow user.")] = "admin",
+    password: Annotated[str, typer.Option(envvar="PRUNELLA_AIRFLOW_PASSWORD", prompt=True, hide_input=True)] = "",
+    recipe: Annotated[str | None, typer.Option(help="Named configuration; tiny_moe by default.")] = None,
+    config: Annotated[str | None, typer.Option(help="An experiment.toml, laid over the recipe.")] = None,
+    experiment: Annotated[str | None, typer.Option(help="Name of the experiment.")] = None,
+    segments: Annotated[int | None, typer.Option(min=1, help="Segments in all.")] = None,
+    steps_per_segment: Annotated[int | None, typer.Option(min=1, help="Optimizer steps a segment.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes that train together.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="manual, continuous or cron:EXPR.")] = None,
+    fleet: Annotated[str | None, typer.Option(help="Fleet file (YAML).")] = None,
+    fault: Annotated[list[str] | None, typer.Option(help="Fault to inject; repeatable.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A single setting, key=value; repeatable.")] = None,
+) -> None:
+    """Open an experiment, or take up the one of that name, and start its next segment on a running Airflow."""
+    from prunella.orchestration import live
+    from prunella.orchestration.claim import next_segment, run_id_for
+    from prunella.orchestration.submit import open_experiment
+
+    logs.configure()
+    ledger = open_experiment(
+        _submission(root, experiment, recipe, config, segments, steps_per_segment, nodes, schedule, fleet, fault, set_)
+    )
+    segment = next_segment(ledger)
+    if segment is None:
+        raise ConfigError(f"experiment {ledger.name!r} is complete; `prunella extend` adds segments")
+    conf = {"root": ledger.store.root, "experiment": ledger.name}
+    api = live.AirflowApi(airflow, user, password)
+    print(api.trigger("pretrain_segment", conf=conf, run_id=run_id_for(ledger, segment)))
 
 
 # ------------------------------------------------------------------------------------------------ look
@@ -176,7 +246,7 @@ def publish(root: Root, experiment: Experiment = None) -> None:
     """Write the report and bring MLflow up to date with the ledger. Running it twice adds nothing."""
     from prunella.orchestration.publishing import publish as publish_experiment
 
-    logs.configure(experiment=experiment)
+    logs.configure(bound={"experiment": experiment})
     print(publish_experiment(_ledger(root, experiment)).run_id)
 
 
@@ -267,8 +337,8 @@ def checkpoint_prune(
 
     ledger = _ledger(root, experiment)
     settings = ledger.config().checkpoint
-    for name in prune(ledger, keep_last=settings.keep_last, keep_every=settings.keep_every, is_dry_run=dry_run):
-        print(name)
+    for status in prune(ledger, keep_last=settings.keep_last, keep_every=settings.keep_every, is_dry_run=dry_run):
+        print(status.manifest.name)
 
 
 def _checkpoint_ref(ledger: Any, step: int | None) -> Any:
@@ -297,7 +367,7 @@ def node_list(root: Root, fleet: Fleet = None) -> None:
 
     table = Table("node", "role", "devices", "state", "owner", "reason")
     for row in node_table(_store(root), _fleet(fleet)):
-        table.add_row(row.node, str(row.role or ""), str(row.devices or ""), row.state, str(row.owner or ""), row.reason or "")
+        table.add_row(row.name, str(row.role or ""), str(row.devices or ""), row.state, str(row.owner or ""), row.reason or "")
     out.print(table)
 
 
@@ -356,3 +426,23 @@ def recipe_list() -> None:
 
     for name in RECIPES:
         print(name)
+
+
+@recipe_app.command("show")
+def recipe_show(
+    name: Annotated[str, typer.Argument(help="Name of the recipe.")],
+    world_size: Annotated[int | None, typer.Option(min=1, help="Devices in all; the recipe's nodes by default.")] = None,
+    expert_parallel: Annotated[int, typer.Option(min=0, help="Devices that share a layer's experts; 0 chooses.")] = 0,
+    as_toml: Annotated[bool, typer.Option("--toml", help="The configuration, as an experiment.toml.")] = False,
+) -> None:
+    """Parameters, memory a device and FLOPs a token of a recipe on a mesh, from the model built on the meta device."""
+    from prunella import config as configuration
+    from prunella.model.accounting import describe
+    from prunella.recipes import recipe
+
+    chosen = recipe(name)
+    if as_toml:
+        print(configuration.to_toml(chosen))
+        return
+    for line in describe(chosen, world_size=world_size or chosen.nodes, expert_parallel=expert_parallel).lines():
+        print(line)

@@ -6,6 +6,7 @@ here, once, with advice; the rest of the code trusts what it gets.
 """
 
 import dataclasses
+import json
 import tomllib
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -149,7 +150,7 @@ class OptimConfig:
     grad_clip_norm: float = 1.0
     schedule: Schedule = Schedule.WARMUP_STABLE_DECAY
     warmup_steps: int = 10
-    #: Part of the experiment over which WSD decays, at its end. Source: MiniCPM (arXiv 2404.06395), about 0.1; 0.2 for short runs.
+    #: Part of the experiment over which WSD decays, at its end. Source: MiniCPM (arXiv 2404.06395), about 0.1; 0.2 if short.
     decay_fraction: float = 0.2
     precision: Precision = Precision.FP32
 
@@ -432,6 +433,17 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         is_table = isinstance(value, dict) and isinstance(under.get(key), dict)
         merged[key] = _merge(under[key], value) if is_table else value
     return merged
+
+
+def to_toml(config: Config) -> str:
+    """The configuration as an `experiment.toml`. Settings that are None are left out: TOML has no word for them."""
+    top, tables = [], []
+    for key, value in to_mapping(config).items():
+        if isinstance(value, dict):
+            tables += ["", f"[{key}]", *(f"{name} = {json.dumps(item)}" for name, item in value.items() if item is not None)]
+        elif value is not None:
+            top.append(f"{key} = {json.dumps(value)}")
+    return "\n".join(top + tables)
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

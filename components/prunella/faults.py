@@ -32,6 +32,7 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     "storage-down": (("seconds",), ("step",), "the object store answers nothing for that long, from before the step"),
 }
 _TEXT_PARAMETERS = ("node",)
+_SIGNALS = {"kill": signal.SIGKILL, "hang": signal.SIGSTOP}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,20 +153,25 @@ class FaultSwitch:
         return True
 
     def before_step(self, *, rank: int, step: int) -> bool:
-        """Act out what is asked for this rank before this step; True if the step's gradient is to be poisoned."""
-        is_poisoned = False
+        """Act out what is asked for this rank before this step; True if the step's gradient is to be poisoned.
+
+        One fault at a time: of two for the same rank and step, the second acts when the step is executed again.
+        """
         for fault in self._faults:
-            if fault.kind == "storage-down" and rank == 0 and fault.step in (None, step):
-                self.fire(fault, step=step)
-            if fault.rank != rank or fault.step != step or fault.kind not in ("kill", "hang", "nan"):
-                continue
-            if not self.fire(fault, step=step):
+            if not self._is_meant(fault, rank, step) or not self.fire(fault, step=step):
                 continue
             if fault.kind == "nan":
-                is_poisoned = True
-            else:
-                os.kill(os.getpid(), signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP)
-        return is_poisoned
+                return True
+            if fault.kind in _SIGNALS:
+                os.kill(os.getpid(), _SIGNALS[fault.kind])
+                return False
+        return False
+
+    @staticmethod
+    def _is_meant(fault: Fault, rank: int, step: int) -> bool:
+        if fault.kind == "storage-down":
+            return rank == 0 and fault.step in (None, step)
+        return fault.kind in ("nan", *_SIGNALS) and (fault.rank, fault.step) == (rank, step)
 
 
 def flip_byte(path: Path) -> None:

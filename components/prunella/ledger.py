@@ -6,7 +6,8 @@ absence is reported as `None` for the caller to judge.
 
     experiments/<name>/experiment.json  dataset.json  directives/0000.json  faults/<kind>-<hash>.json
     experiments/<name>/segments/0000/runs/00.json  closed/00.json
-    experiments/<name>/segments/0000/attempts/00/opened.json  resume.json  requests/<stage>.json  records/<stage>.json  decision.json
+    experiments/<name>/segments/0000/attempts/00/opened.json  resume.json  decision.json
+    experiments/<name>/segments/0000/attempts/00/requests/<stage>.json  records/<stage>.json
     experiments/<name>/segments/0000/attempts/00/metrics/000001-000010.jsonl
     experiments/<name>/checkpoints/0000-00-0000/<files>  manifest.json  verdict.json  promoted.json  revoked.json  pruned.json
     fleet/nodes/<name>/0000.json
@@ -302,7 +303,7 @@ def open_ledger(root: str, experiment: str, *, settings: StorageConfig | None = 
     """The ledger of an experiment, behind retries, and behind its simulated outages where those were asked for."""
     plain = open_store(root)
     ledger = Ledger(RetryingStore(plain, settings or StorageConfig()), experiment)
-    if not plain.exists(ledger.experiment_key):
+    if not ledger.store.exists(ledger.experiment_key):
         return ledger
     switch = ledger.fault_switch()
     if switch is None or not switch.of_kind("storage-down"):

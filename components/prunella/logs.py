@@ -2,28 +2,42 @@
 
 `configure` is called once by a process's entry point, never on import. Lines are UTC, one event each:
 `2026-11-21T02:20:00.000Z WARNING prunella.storage storage_call_retried key=... | experiment=x segment=0 rank=1`.
+Lines of stages, which are formatted already, are relayed by the logger `prunella.stage` as they are.
 """
 
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from typing import TextIO
 
 _FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s%(bound)s"
 
 
-def configure(*, stream: TextIO | None = None, level: int = logging.INFO, **bound: object) -> None:
+def configure(*, stream: TextIO | None = None, level: int = logging.INFO, bound: Mapping[str, object] | None = None) -> None:
     """Send `prunella.*` events to `stream` (standard error by default), each with the fields in `bound`."""
     handler = logging.StreamHandler(stream or sys.stderr)
-    formatter = logging.Formatter(_FORMAT, datefmt="%Y-%m-%dT%H:%M:%S", defaults={"bound": _suffix(bound)})
+    formatter = logging.Formatter(_FORMAT, datefmt="%Y-%m-%dT%H:%M:%S", defaults={"bound": _suffix(bound or {})})
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     logger = logging.getLogger("prunella")
     logger.handlers[:] = [handler]
     logger.setLevel(level)
     logger.propagate = False
+    relayed = logging.StreamHandler(stream or sys.stderr)
+    stage = logging.getLogger("prunella.stage")
+    stage.handlers[:] = [relayed]
+    stage.propagate = False
 
 
-def _suffix(bound: dict[str, object]) -> str:
+def bound_by(key: str) -> dict[str, object]:
+    """The fields that an object key binds: `experiments/x/segments/0003/attempts/01/...` is of experiment x, segment 3."""
+    words = key.split("/")
+    pairs = dict(zip(words[::2], words[1::2], strict=False))
+    fields = {"experiment": pairs.get("experiments"), "segment": pairs.get("segments"), "attempt": pairs.get("attempts")}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _suffix(bound: Mapping[str, object]) -> str:
     fields = " ".join(f"{key}={value}" for key, value in bound.items() if value is not None)
     return f" | {fields}" if fields else ""

@@ -77,7 +77,10 @@ def check_key(key: str) -> str:
 
 
 class FolderStore:
-    """A store in a local folder. Safe for several processes on one file system."""
+    """A store in a local folder. Safe for several processes on one file system.
+
+    Only opening an experiment makes the folder; to everybody else its absence means that the store is away, not empty.
+    """
 
     def __init__(self, root: str) -> None:
         self._root = Path(root).absolute()
@@ -98,7 +101,7 @@ class FolderStore:
 
     def exists(self, key: str) -> bool:
         with self._translated(key):
-            return self._path(key).exists()
+            return self._path(key).exists() or self._check_root()
 
     def size_bytes(self, key: str) -> int:
         with self._translated(key):
@@ -134,6 +137,7 @@ class FolderStore:
         final = self._path(key)
         temporary = final.parent / f"{_TEMPORARY}-{uuid.uuid4().hex}"
         with self._translated(key):
+            self._check_root()
             final.parent.mkdir(parents=True, exist_ok=True)
             try:
                 write(temporary)
@@ -143,6 +147,12 @@ class FolderStore:
             finally:
                 temporary.unlink(missing_ok=True)
 
+    def _check_root(self) -> bool:
+        """False, for an object that is not there under a root that is."""
+        if not self._root.is_dir():
+            raise StorageUnavailable(f"{self._root}: the root is not there; mount it, or correct --root")
+        return False
+
     @contextlib.contextmanager
     def _translated(self, key: str) -> Iterator[None]:
         try:
@@ -150,6 +160,7 @@ class FolderStore:
         except FileExistsError as error:
             raise KeyExists(f"{self._root}: object {key!r} exists already and is immutable") from error
         except FileNotFoundError as error:
+            self._check_root()
             raise KeyMissing(f"{self._root}: no object {key!r}") from error
         except OSError as error:
             if error.errno in _FULL:
@@ -262,3 +273,17 @@ def open_store(root: str) -> FolderStore:
     if separator:
         raise ConfigError(f"--root {root}: {scheme} roots are not supported yet; give a local folder")
     return FolderStore(root)
+
+
+def create_root(root: str) -> None:
+    """Make the folder behind a `--root`, if it is a folder and absent. Called where an experiment is opened, nowhere else.
+
+    Raises:
+        ConfigError: there is a file in its place, or it may not be made.
+    """
+    if "://" in root:
+        return
+    try:
+        Path(root).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--root {root}: cannot be made a folder ({error.strerror}); choose another") from error

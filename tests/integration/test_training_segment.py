@@ -6,6 +6,7 @@ counters of the run that was never broken, bit for bit.
 
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import threading
@@ -23,6 +24,8 @@ from prunella.config import (
     CheckpointConfig,
     Config,
     ModelConfig,
+    OptimConfig,
+    Precision,
     StorageConfig,
     TrainingConfig,
     to_mapping,
@@ -47,7 +50,7 @@ from prunella.records import (
 )
 from prunella.scratch import attempt_scratch
 from prunella.training_segment import stage
-from prunella.training_segment.heartbeat import process_state, read_heartbeat
+from prunella.training_segment.heartbeat import Heartbeat, process_state, read_heartbeat
 
 NODES = (NodeRef(name="node-0"), NodeRef(name="node-1"))
 STEPS = 8
@@ -186,10 +189,14 @@ def step_records(ledger: Ledger, record: TrainRecord, attempt: int = 0) -> list[
     return [codec.decode(StepRecord, json.loads(line), "test") for line in lines]
 
 
-def assert_nothing_lives(ledger: Ledger, attempt: int = 0) -> None:
+def living_ranks(ledger: Ledger, attempt: int = 0) -> list[bool]:
     scratch = attempt_scratch(ledger.store.root, "tiny", 0, attempt)
-    beats = [read_heartbeat(scratch, rank) for rank in range(len(NODES))]
-    assert [process_state(beat.pid, beat.process_start) for beat in beats if beat] == [None] * len(NODES)
+    beats = [beat for rank in range(len(NODES)) if (beat := read_heartbeat(scratch, rank)) is not None]
+    return [process_state(beat.pid, beat.process_start) is not None for beat in beats]
+
+
+def assert_nothing_lives(ledger: Ledger, attempt: int = 0) -> None:
+    assert living_ranks(ledger, attempt) == [False] * len(NODES)
 
 
 # ------------------------------------------------------------------------------------------------ promises
@@ -285,10 +292,43 @@ def test_sigterm_finishes_the_step_and_saves(tmp_path: Path) -> None:
 
 
 def _sigterm_after_first_step(ledger: Ledger) -> None:
-    scratch = attempt_scratch(ledger.store.root, "tiny", 0, 0)
-    while (beat := read_heartbeat(scratch, 0)) is None or beat.step < 2:
-        time.sleep(0.05)
+    _wait_for_step(attempt_scratch(ledger.store.root, "tiny", 0, 0), 2)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _wait_for_step(scratch: Path, step: int) -> Heartbeat:
+    """Rank 0's heartbeat once it is in `step`; the test's own time-out bounds the wait."""
+    while (beat := read_heartbeat(scratch, 0)) is None or beat.step < step:
+        time.sleep(0.05)
+    return beat
+
+
+def test_wall_clock_limit_finishes_the_step_and_saves(tmp_path: Path) -> None:
+    config = replace(TINY, training=replace(TINY.training, wall_clock_limit_s=0.0))
+    ledger = open_experiment(tmp_path, config=config)
+
+    record = stage.run(config, request_for(ledger, config=config))
+
+    assert (record.verdict, record.stopped_by, record.last_step) == (Verdict.ACCEPTED, StopReason.WALL_CLOCK, 1)
+    assert [manifest.step for manifest in ledger.candidates(0, 0)] == [1]
+
+
+def test_ranks_die_with_a_launcher_that_was_killed(tmp_path: Path) -> None:
+    config = replace(TINY, steps_per_segment=5_000)
+    ledger = open_experiment(tmp_path, config=config)
+    request = replace(request_for(ledger, config=config, last_step=5_000), total_steps=5_000)
+    launcher = multiprocessing.get_context("spawn").Process(target=stage.run, args=(config, request))
+    launcher.start()
+    scratch = attempt_scratch(ledger.store.root, "tiny", 0, 0)
+    _wait_for_step(scratch, 2)
+
+    launcher.kill()
+    launcher.join()
+
+    deadline = time.monotonic() + 10.0
+    while any(living_ranks(ledger)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert_nothing_lives(ledger)
 
 
 def test_fenced_launcher_stops_its_ranks_and_writes_nothing(tmp_path: Path) -> None:
@@ -330,3 +370,29 @@ def test_nothing_left_to_train_is_accepted_at_once(tmp_path: Path) -> None:
     record = stage.run(TINY, replace(request_for(ledger), first_step=STEPS + 1))
 
     assert (record.verdict, record.candidates, record.exits) == (Verdict.ACCEPTED, 0, ())
+
+
+def test_resume_at_another_world_size_goes_on_with_a_warning(tmp_path: Path) -> None:
+    ledger = open_experiment(tmp_path)
+    stage.run(TINY, request_for(ledger, last_step=4))
+    open_attempt(ledger, 1)
+
+    record = stage.run(TINY, replace(request_for(ledger, attempt=1, resume=last_candidate(ledger)), nodes=NODES[:1]))
+
+    assert record.verdict is Verdict.ACCEPTED
+    assert record.world_size == 1
+    assert any("world size" in warning for warning in record.warnings)
+
+
+@pytest.mark.gpu
+def test_same_segment_trains_on_an_accelerator(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU: torch.cuda sees none")
+    config = replace(TINY, optim=OptimConfig(precision=Precision.BF16))
+    ledger = open_experiment(tmp_path, config=config)
+
+    record = stage.run(config, replace(request_for(ledger, config=config), nodes=NODES[:1]))
+
+    assert record.verdict is Verdict.ACCEPTED
+    assert ledger.candidates(0, 0)[-1].step == STEPS

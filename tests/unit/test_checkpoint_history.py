@@ -73,7 +73,7 @@ def _with_data(ledger: Ledger) -> list[str]:
     return [s.manifest.name for s in found if ledger.store.exists(s.manifest.files[0].key)]
 
 
-def test_the_list_follows_segments_attempts_and_indices_and_tells_each_state(ledger: Ledger) -> None:
+def test_the_list_follows_segments_steps_and_attempts_and_tells_each_state(ledger: Ledger) -> None:
     _commit(ledger, [V, R])
     _commit(ledger, [V, C], attempt=1)
     _commit(ledger, [V, C], segment=1)
@@ -84,8 +84,8 @@ def test_the_list_follows_segments_attempts_and_indices_and_tells_each_state(led
 
     assert [(s.manifest.name, s.state, s.is_promoted) for s in found] == [
         ("0000-00-0000", CheckpointState.VERIFIED, True),
-        ("0000-00-0001", CheckpointState.REJECTED, False),
         ("0000-01-0000", CheckpointState.REVOKED, False),
+        ("0000-00-0001", CheckpointState.REJECTED, False),
         ("0000-01-0001", CheckpointState.CANDIDATE, False),
         ("0001-00-0000", CheckpointState.VERIFIED, False),
         ("0001-00-0001", CheckpointState.CANDIDATE, False),
@@ -103,6 +103,19 @@ def test_newest_verified_passes_over_candidates_rejected_and_revoked_ones(ledger
 
     assert newest is not None
     assert newest.manifest.name == "0000-00-0001"
+
+
+def test_an_older_attempt_that_got_further_is_the_newest_unless_it_is_revoked(ledger: Ledger) -> None:
+    first = _commit(ledger, [V, V, V])
+    second = _commit(ledger, [V, V], attempt=1)
+
+    before = prune(ledger, keep_last=1, keep_every=0, is_dry_run=True)
+    _mark(ledger, first[2], "revoked")
+    after = newest_verified(ledger)
+
+    assert first[2] not in [status.manifest.name for status in before]
+    assert after is not None
+    assert after.manifest.name == second[1]
 
 
 def test_newest_verified_is_none_in_a_new_experiment(ledger: Ledger) -> None:

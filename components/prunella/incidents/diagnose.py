@@ -75,8 +75,13 @@ def from_failure(stage: Stage, record: StageRecord) -> Diagnosis:
 
 
 def replaced_nodes(evidence: Evidence) -> tuple[Diagnosis, ...]:
-    """Nodes that did not pass their own gate, one diagnosis each: they were replaced without burning the attempt."""
-    return tuple(_node_diagnosis(node, record) for node, record in evidence.gate.items() if not _is_healthy(record))
+    """Nodes that did not pass their own gate, one diagnosis each: they were replaced without burning the attempt.
+
+    Silence counts once the gates were over, which asking for the fabric shows; before, a node was perhaps never asked.
+    """
+    are_over = Stage.GATE_FABRIC in evidence.asked
+    failed = {node: record for node, record in evidence.gate.items() if not _is_healthy(record)}
+    return tuple(_node_diagnosis(node, record) for node, record in failed.items() if record is not None or are_over)
 
 
 def _is_healthy(record: GateNodeRecord | FailedRecord | None) -> bool:

@@ -5,12 +5,15 @@ their digests, runs the stage, and writes the record with `put_new`. It exits 0 
 says. A fenced process writes nothing.
 """
 
+import dataclasses
 import importlib
 import logging
 import time
 import traceback
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from prunella import codec
 from prunella.config import Config
@@ -24,7 +27,9 @@ from prunella.records import (
     Failure,
     GateFabricRequest,
     GateNodeRequest,
+    Part,
     Request,
+    Span,
     Stage,
     StageRecord,
     TrainRequest,
@@ -69,7 +74,7 @@ def run_stage(stage: Stage, *, root: str, key: str, handle: Path | None = None) 
         return EXIT_FENCED
     except (Exception, MemoryError) as error:  # noqa: BLE001 - the one place where a stage's own failure becomes its record
         record = _failed(stage, error, started_ns)
-    _write(ledger, request.output, record)
+    _write(ledger, request.output, _with_start_up(record))
     logger.info("stage_recorded stage=%s verdict=%s output=%s", stage, record.verdict, request.output)
     return EXIT_RECORDED
 
@@ -85,6 +90,26 @@ def _load(stage: Stage, root: str, key: str) -> tuple[Ledger, Any, Config]:
     config = ledger.config()
     request = ledger.find(module_request, key)
     return ledger, _proven(request, key, config, config_digest=codec.digest(config)), config
+
+
+#: The part of elapsed time that starting a stage's process belongs to: the interpreter, the imports, the request.
+_START_UP: dict[Stage, Part] = {
+    Stage.DATA_PREP: Part.DATA_PREPARATION,
+    Stage.GATE_NODE: Part.GATE,
+    Stage.GATE_FABRIC: Part.GATE,
+    Stage.TRAINING_SEGMENT: Part.INITIALISATION,
+    Stage.CHECKPOINT_VALIDATION: Part.VALIDATION,
+    Stage.EVALUATION: Part.EVALUATION,
+}
+
+
+def _with_start_up(record: StageRecord) -> StageRecord:
+    """The record with the time its process needed before the stage began."""
+    start_ns = int(psutil.Process().create_time() * 1e9)
+    if start_ns >= record.started_ns:
+        return record
+    span = Span(part=_START_UP[record.stage], start_ns=start_ns, end_ns=record.started_ns)
+    return dataclasses.replace(record, spans=(span, *record.spans))
 
 
 def _experiment_of(key: str) -> str | None:

@@ -189,7 +189,8 @@ class Description:
         return [
             f"recipe             {self.recipe}",
             f"mesh               {self.world_size} devices, {self.expert_parallel} share the experts of a layer",
-            f"parameters         {size.parameters:,} ({_short(size.parameters)}), {_short(size.embedding_parameters)} in embeddings",
+            f"parameters         {size.parameters:,} ({_short(size.parameters)}), "
+            f"{_short(size.embedding_parameters)} in embeddings",
             f"active parameters  {size.active_parameters:,} ({_short(size.active_parameters)})",
             f"memory per device  {_bytes(memory.total)} for one micro-batch without recomputation",
             f"                   {_bytes(memory.parameters)} weights, {_bytes(memory.gradients)} gradients, "

@@ -2,15 +2,19 @@
 
 import logging
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from prunella.errors import ConfigError
+from prunella.config import PolicyConfig
+from prunella.errors import ConfigError, PrunellaError
 from prunella.launch import handle as handles
 from prunella.ledger import Ledger, list_experiments, open_ledger
 from prunella.orchestration.claim import next_segment, run_id_for
 from prunella.orchestration.closing import may_continue
-from prunella.records import SegmentOpened
+from prunella.orchestration.opening import run_scratch
+from prunella.records import RECORD_OF, Action, AttemptOpened, SegmentOpened, Stage
 from prunella.scratch import attempt_scratch
 from prunella.storage import open_store
 
@@ -20,13 +24,24 @@ logger = logging.getLogger(__name__)
 #: longest retry of a task whose worker died (heartbeat time-out 20 s here, 300 s by default), which would still re-attach.
 DEAD_AFTER_S = 900.0
 
+_RUNG_STAGES = (Stage.GATE_FABRIC, Stage.TRAINING_SEGMENT, Stage.CHECKPOINT_VALIDATION, Stage.EVALUATION)
+
 
 def due_runs(root: str, *, now_ns: int | None = None) -> list[dict[str, Any]]:
     """Arguments of one trigger for each experiment that is due: run id and configuration."""
     at_ns = time.time_ns() if now_ns is None else now_ns
     store = open_store(root)
-    ledgers = [open_ledger(root, name) for name in list_experiments(store)]
-    return [_trigger(ledger) for ledger in ledgers if is_due(ledger, at_ns)]
+    return [trigger for name in list_experiments(store) if (trigger := _if_due(root, name, at_ns)) is not None]
+
+
+def _if_due(root: str, name: str, now_ns: int) -> dict[str, Any] | None:
+    """The trigger of one experiment. One that cannot be read keeps no other from advancing."""
+    try:
+        ledger = open_ledger(root, name)
+        return _trigger(ledger) if is_due(ledger, now_ns) else None
+    except PrunellaError as error:
+        logger.error("experiment_not_advanced experiment=%s error=%s", name, error)
+        return None
 
 
 def _trigger(ledger: Ledger) -> dict[str, Any]:
@@ -81,13 +96,29 @@ def next_cron_ns(expression: str, after_ns: int) -> int:
 def _is_dead(ledger: Ledger, run: SegmentOpened, now_ns: int) -> bool:
     """Whether a run without a close shows no sign of life: nothing written lately, no process of it on this machine."""
     attempts = [a for a in ledger.attempts(run.segment) if a.run_index == run.run_index]
-    newest_ns = max([run.opened_ns, *(a.opened_ns for a in attempts)])
-    if now_ns - newest_ns < DEAD_AFTER_S * 1e9:
+    signs_ns = [run.opened_ns, *(sign for attempt in attempts for sign in _signs_of_life_ns(ledger, attempt))]
+    if now_ns - max(signs_ns) < DEAD_AFTER_S * 1e9:
         return False
-    return not any(_has_process(ledger, run.segment, attempt.attempt) for attempt in attempts)
+    root, name = ledger.store.root, ledger.name
+    folders = [attempt_scratch(root, name, run.segment, attempt.attempt) for attempt in attempts]
+    return not any(_has_process(folder) for folder in [run_scratch(root, name, run.segment, run.run_index), *folders])
 
 
-def _has_process(ledger: Ledger, segment: int, attempt: int) -> bool:
-    folder = attempt_scratch(ledger.store.root, ledger.name, segment, attempt)
+def _signs_of_life_ns(ledger: Ledger, attempt: AttemptOpened) -> Iterator[int]:
+    """When the attempt was known to be attended to: between two of its stages no process of it runs."""
+    yield attempt.opened_ns
+    yield from (manifest.written_ns for manifest in ledger.candidates(attempt.segment, attempt.attempt))
+    for stage in _RUNG_STAGES:
+        record = ledger.find_stage_record(RECORD_OF[stage], ledger.record_key(attempt.segment, attempt.attempt, stage))
+        if record is not None:
+            yield record.ended_ns
+    decision = ledger.decision(attempt.segment, attempt.attempt)
+    if decision is not None:
+        # A person is given this long to answer, and nothing runs meanwhile.
+        wait_s = PolicyConfig().ask_timeout_s if decision.action is Action.ASK else 0.0
+        yield decision.decided_ns + int(wait_s * 1e9)
+
+
+def _has_process(folder: Path) -> bool:
     found = (handles.read(path) for path in folder.glob("*.handle"))
     return any(handle is not None and handle.is_alive for handle in found)

@@ -241,7 +241,8 @@ class CloseSegment(SegmentStep):
         failures = [context["ti"].xcom_pull(task_ids=name, key=FAILURE) for name in names]
         message = next((text for text in failures if text), None)
         close = closing.close_segment(run, failed=opening.failure_of(run, message) if message else None)
-        publish_apart(run.ledger())
+        ledger = run.ledger()
+        publish_apart(ledger, is_awaited=not closing.may_continue(ledger, close))
         self.mlflow_url, self.report_url = closing.links(run)
         if close.outcome is Outcome.FAILED:
             raise AirflowFailException(f"segment {close.segment}: {close.message}")
@@ -250,6 +251,8 @@ class CloseSegment(SegmentStep):
 
 class ContinueExperiment(TriggerDagRunOperator):
     """In `continuous` mode, triggers the next DAG run under its deterministic id; otherwise skipped."""
+
+    operator_extra_links = ()
 
     def execute(self, context: Any) -> Any:
         key = context["ti"].xcom_pull(task_ids=graph.Step.PREPARE_DATA.value, key=CLAIM)

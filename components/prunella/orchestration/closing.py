@@ -14,7 +14,7 @@ from prunella.errors import Cause, KeyExists
 from prunella.incidents.diagnose import from_failure
 from prunella.incidents.policy import Case, decide
 from prunella.ledger import Ledger
-from prunella.orchestration.ask_stage import Asking, ask
+from prunella.orchestration.ask_stage import Asking, ask, vanishings
 from prunella.orchestration.claim import SegmentRun, next_segment
 from prunella.orchestration.judging import accepted_records
 from prunella.orchestration.opening import RELAUNCHES, OnStart, StepFailed, dataset, scratch_of
@@ -100,6 +100,11 @@ def _evaluation(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened) -> Eval
     return ledger.find_stage_record(EvaluationRecord, ledger.record_key(run.segment, attempt.attempt, EVALUATION))
 
 
+def _vanished_evaluation(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened) -> FailedRecord | None:
+    ended = vanishings(ledger, ledger.record_key(run.segment, attempt.attempt, EVALUATION))
+    return ended[-1] if ended else None
+
+
 def _why_not(record: StageRecord | None) -> str:
     if isinstance(record, EvaluationRecord):
         return record.regression
@@ -168,7 +173,7 @@ def _closing_incidents(
         return (_incident(from_failure(failed.record.stage, failed.record), Action.STOP, "before_attempts", failed.record),)
     if attempt is None or checkpoint is None:
         return ()
-    record = _evaluation(ledger, run, attempt)
+    record = _evaluation(ledger, run, attempt) or _vanished_evaluation(ledger, run, attempt)
     if isinstance(record, FailedRecord):
         return (_incident(from_failure(Stage.EVALUATION, record), Action.ACCEPT, "not_evaluated", record),)
     if isinstance(record, EvaluationRecord) and record.is_regression:

@@ -95,7 +95,8 @@ def past_failures(ledger: Ledger, attempt: AttemptOpened) -> tuple[PastFailure, 
     failures = []
     for number in range(attempt.attempt):
         decision = ledger.decision(attempt.segment, number)
-        if decision is None or not decision.incidents:
+        # What an attempt merely survived (a node gated out, an outage) carries a row of its own and is no failure of it.
+        if decision is None or not decision.incidents or decision.incidents[0].row != decision.row:
             continue
         main = decision.incidents[0].diagnosis
         after = ledger.resume_point(attempt.segment, number + 1)
@@ -132,7 +133,7 @@ def _decide(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened) -> Decision
     started_ns = time.time_ns()
     config = ledger.config()
     evidence = gather(ledger, attempt)
-    diagnosis = _fenced(ledger, attempt) or diagnose(evidence)
+    diagnosis = _fenced(ledger, run, attempt) or diagnose(evidence)
     choice = _attended(decide(_case(ledger, attempt, evidence, diagnosis, config)), run, config)
     times = _times(ledger, attempt, evidence, started_ns)
     incidents = _incidents(ledger, attempt, evidence, diagnosis, choice, times)
@@ -150,7 +151,11 @@ def _decide(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened) -> Decision
     )
 
 
-def _fenced(ledger: Ledger, attempt: AttemptOpened) -> Diagnosis | None:
+def _fenced(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened) -> Diagnosis | None:
+    """Whether the attempt lost its token. One left over by an earlier run is judged by its records: its end is no news."""
+    is_newest = attempt.attempt == len(ledger.attempts(attempt.segment)) - 1
+    if attempt.run_index < run.run_index and is_newest:
+        return None
     try:
         ledger.check_token(segment=attempt.segment, attempt=attempt.attempt, run_index=attempt.run_index)
     except Fenced as error:
@@ -166,7 +171,7 @@ def _case(ledger: Ledger, attempt: AttemptOpened, evidence: Evidence, diagnosis:
         diagnosis=diagnosis,
         history=past_failures(ledger, attempt),
         attempts=attempt.attempt + 1,
-        is_finished=isinstance(train, TrainRecord) and train.last_step == last_step,
+        is_finished=diagnosis is None and isinstance(train, TrainRecord) and train.last_step == last_step,
         is_stop_requested=ledger.is_stop_requested(),
         is_breaker_open=Fleet(ledger.store).is_breaker_open(names, config.gate, now_ns=time.time_ns()),
         settings=config.policy,
@@ -186,10 +191,11 @@ def _times(ledger: Ledger, attempt: AttemptOpened, evidence: Evidence, started_n
     if isinstance(record, TrainRecord) and record.fault_ns is not None:
         detections = [span.end_ns for span in record.spans if span.part is Part.DETECTION]
         return _Times(fault_ns=record.fault_ns, detected_ns=max(detections, default=record.ended_ns), started_ns=started_ns)
-    if record is not None:
+    if record is not None and record.verdict is not Verdict.ACCEPTED:
         return _Times(fault_ns=record.started_ns, detected_ns=record.ended_ns, started_ns=started_ns)
+    well_ns = record.ended_ns if record is not None else attempt.opened_ns
     written = [m.written_ns for m in ledger.candidates(attempt.segment, attempt.attempt)]
-    return _Times(fault_ns=max([attempt.opened_ns, *written]), detected_ns=started_ns, started_ns=started_ns)
+    return _Times(fault_ns=max([well_ns, *written]), detected_ns=started_ns, started_ns=started_ns)
 
 
 def _incidents(

@@ -67,7 +67,8 @@ def prepare_data(run: SegmentRun, on_start: OnStart = lambda handle: None) -> st
     """
     ledger = run.ledger()
     key = _data_prep_key(ledger, run)
-    record = _prepare(ledger, run, key, is_repair=False, on_start=on_start)
+    asking = Asking(scratch=_run_scratch(run), relaunches=RELAUNCHES, on_start=on_start)
+    record = _prepare(ledger, run, key, asking, is_repair=False)
     if not isinstance(record, DataPrepRecord) or record.verdict is not Verdict.ACCEPTED:
         message = record.failure.message if record is not None and record.failure else "data prep left no record"
         raise StepFailed(record, f"no data set: {message}")
@@ -86,9 +87,18 @@ def failure_of(run: SegmentRun, message: str) -> StepFailed:
     return StepFailed(record if isinstance(record, FailedRecord) else None, message)
 
 
-def _prepare(
-    ledger: Ledger, run: SegmentRun, key: str, *, is_repair: bool, on_start: OnStart = lambda handle: None
-) -> StageRecord | None:
+def _run_scratch(run: SegmentRun) -> Path:
+    path = run_scratch(run.root, run.experiment, run.segment, run.run_index)
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def run_scratch(root: str, experiment: str, segment: int, run_index: int) -> Path:
+    """Where a DAG run keeps the process of its data prep on this machine, which belongs to no attempt."""
+    return attempt_scratch(root, experiment, segment, 0).parent / f"run-{run_index:02d}"
+
+
+def _prepare(ledger: Ledger, run: SegmentRun, key: str, asking: Asking, *, is_repair: bool) -> StageRecord | None:
     request = DataPrepRequest(
         stage=Stage.DATA_PREP,
         root=run.root,
@@ -99,14 +109,7 @@ def _prepare(
         run_index=run.run_index,
         is_repair=is_repair,
     )
-    scratch = attempt_scratch(run.root, run.experiment, run.segment, 0).parent / f"run-{run.run_index:02d}"
-    scratch.mkdir(exist_ok=True)
-    return ask(
-        ledger,
-        key.replace(".json", ".request.json"),
-        request,
-        Asking(scratch=scratch, relaunches=RELAUNCHES, on_start=on_start),
-    )
+    return ask(ledger, key.replace(".json", ".request.json"), request, asking)
 
 
 def _name_dataset(ledger: Ledger, record: DataPrepRecord) -> None:
@@ -129,7 +132,7 @@ def dataset(ledger: Ledger) -> DataPrepRecord:
     return record
 
 
-def open_segment(run: SegmentRun, *, is_allowed_to_stop_others: bool = True) -> None:
+def open_segment(run: SegmentRun) -> None:
     """Check that the segment may run, stop what an earlier run left behind, and settle its attempts.
 
     Raises:
@@ -137,11 +140,10 @@ def open_segment(run: SegmentRun, *, is_allowed_to_stop_others: bool = True) -> 
     """
     ledger = run.ledger()
     if ledger.is_stop_requested():
-        raise StepFailed(None, "the experiment is stopped; `prunella run --resume` or the form goes on")
+        raise StepFailed(None, "the experiment is stopped; `prunella resume` takes the stop back")
     if run.segment > 0 and ledger.accepted(run.segment - 1) is None:
         raise StepFailed(None, f"segment {run.segment - 1} was not accepted; run it first")
-    if is_allowed_to_stop_others:
-        _stop_leftovers(ledger, run)
+    _stop_leftovers(ledger, run)
     settle(ledger, run)
 
 
@@ -198,7 +200,8 @@ def _repair_data(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened) -> Non
     if before is None or not any(incident.diagnosis.cause is Cause.DATA_CORRUPT for incident in before.incidents):
         return
     key = ledger.record_key(run.segment, attempt.attempt, "data_prep")
-    record = _prepare(ledger, run, key, is_repair=True)
+    asking = Asking(scratch=scratch_of(run, attempt), relaunches=RELAUNCHES)
+    record = _prepare(ledger, run, key, asking, is_repair=True)
     logger.warning("dataset_repaired record=%s", record)
 
 

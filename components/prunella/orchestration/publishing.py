@@ -3,11 +3,14 @@
 It lies under `published/<experiment>/` of a folder root. Publishing may fail without harm: the next close does it again.
 """
 
+import fcntl
 import json
 import logging
 import os
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,31 +67,51 @@ def publish(ledger: Ledger) -> Published:
     from prunella.tracking.mirror import mirror
     from prunella.tracking.report import write_report
 
-    write_report(ledger, report_path(ledger))
     settings = ledger.config().tracking
-    result = mirror(
-        ledger,
-        uri=tracking_uri(ledger),
-        experiment_name=settings.experiment,
-        report=report_path(ledger),
-        timeout_s=settings.timeout_s,
-    )
-    note = {"run_id": result.run_id, "experiment_id": result.experiment_id}
-    write_atomically(folder(ledger) / "mlflow.json", json.dumps(note))
+    with _turn(ledger):
+        write_report(ledger, report_path(ledger))
+        result = mirror(
+            ledger,
+            uri=tracking_uri(ledger),
+            experiment_name=settings.experiment,
+            report=report_path(ledger),
+            timeout_s=settings.timeout_s,
+        )
+        note = {"run_id": result.run_id, "experiment_id": result.experiment_id}
+        write_atomically(folder(ledger) / "mlflow.json", json.dumps(note))
     return Published(**note)
 
 
-def publish_apart(ledger: Ledger) -> None:
-    """`publish` in a process of its own, within its time: Airflow's side needs neither MLflow nor matplotlib."""
+def publish_apart(ledger: Ledger, *, is_awaited: bool) -> None:
+    """`publish` in a process of its own: Airflow's side needs neither MLflow nor matplotlib.
+
+    Args:
+        is_awaited: wait for it, within its time. Between two segments nobody waits: training goes on, and the next
+            publication says everything again. Two at once take turns.
+    """
     timeout_s = ledger.config().tracking.timeout_s
     command = [interpreter(), "-m", "prunella", "publish", "--root", ledger.store.root, "--experiment", ledger.name]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired:
-        logger.warning("publishing_timed_out timeout_s=%s", timeout_s)
+    with (folder(ledger) / "publish.log").open("ab") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    if not is_awaited:
         return
-    if done.returncode:
-        logger.warning("publishing_failed error=%s", done.stderr.strip()[-500:])
+    try:
+        code = process.wait(2 * timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        code = process.wait()
+    if code:
+        logger.warning("publishing_failed exit_code=%s log=%s", code, folder(ledger) / "publish.log")
+
+
+@contextmanager
+def _turn(ledger: Ledger) -> Iterator[None]:
+    """One publication of an experiment at a time on this machine; the kernel releases the turn of a dead one."""
+    with (folder(ledger) / "publish.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def summary_of(ledger: Ledger) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def _why(close: SegmentClosed) -> str:
 
 def _load_dag(home: Path) -> Any:
     airflow_home.prepare(home)
-    os.environ.update(airflow_home.environment(home))
+    os.environ.update(airflow_home.environment(home) | {"AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR"})
     path = airflow_home.dags_folder() / "pretrain_segment.py"
     spec = importlib.util.spec_from_file_location("prunella_dag_pretrain_segment", path)
     assert spec is not None

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prunella.errors import PrunellaError
 from prunella.node_processes import die_with_parent
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Supervisor:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._is_closed = threading.Event()
         self._started = threading.Event()
+        self._failure: OSError | None = None
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
 
     @property
@@ -50,6 +52,8 @@ class Supervisor:
         self._logs.mkdir(parents=True, exist_ok=True)
         self._thread.start()
         self._started.wait()
+        if self._failure is not None:
+            raise PrunellaError(f"a service could not be started: {self._failure}") from self._failure
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -58,8 +62,12 @@ class Supervisor:
 
     def _watch(self) -> None:
         """All processes are children of this one thread: the kernel ties their life to it."""
-        for service in self._services:
-            self._start(service)
+        try:
+            for service in self._services:
+                self._start(service)
+        except OSError as error:
+            self._failure = error
+            self._is_closed.set()
         self._started.set()
         while not self._is_closed.wait(_POLL_S):
             for service in self._services:

@@ -15,10 +15,11 @@ from prunella import config as configuration
 from prunella.config import Config
 from prunella.errors import ConfigError, KeyExists
 from prunella.fleet.roster import load_fleet
-from prunella.ledger import Ledger, list_experiments, open_ledger
+from prunella.ledger import Ledger, check_name, list_experiments, open_ledger
+from prunella.orchestration.advance import next_cron_ns
 from prunella.recipes import recipe as recipe_named
 from prunella.records import ExperimentRecord, NodeRef
-from prunella.storage import open_store
+from prunella.storage import create_root, open_store
 
 _RECORDED_PACKAGES = ("prunella", "torch", "safetensors", "tokenizers", "numpy", "apache-airflow", "mlflow")
 
@@ -47,13 +48,17 @@ class Submission:
         return any(value is not None for value in (*given, self.fleet)) or bool(self.assignments)
 
 
-def resolve(submission: Submission) -> Config:
+def resolve(submission: Submission, *, kept: Config | None = None) -> Config:
     """The configuration meant: recipe, then file, then single options, then `--set`.
+
+    Args:
+        kept: what the experiment was opened with; it stands in for the recipe where neither that nor a file is given.
 
     Raises:
         ConfigError: anything in it cannot be meant.
     """
-    base = recipe_named(submission.recipe or "tiny_moe")
+    is_based = submission.recipe is not None or submission.config_file is not None
+    base = recipe_named(submission.recipe or "tiny_moe") if kept is None or is_based else kept
     if submission.config_file is not None:
         base = configuration.read_file(Path(submission.config_file), base)
     chosen = configuration.replace(
@@ -74,12 +79,15 @@ def open_experiment(submission: Submission) -> Ledger:
     Raises:
         ConfigError: the configuration is wrong, a fault impossible, or the root holds the experiment with another one.
     """
-    name = submission.experiment or "experiment"
-    ledger = open_ledger(submission.root, name)
-    if ledger.store.exists(ledger.experiment_key):
+    known = list_experiments(open_store(submission.root))
+    name = submission.experiment or _only_name(submission.root, known) or "experiment"
+    if name in known:
+        ledger = open_ledger(submission.root, name)
         _check_same(ledger, submission)
-        return open_ledger(submission.root, name)
-    record = _opening(name, submission)
+        return ledger
+    record = _opening(name, submission, resolve(submission))
+    create_root(submission.root)
+    ledger = open_ledger(submission.root, name)
     try:
         ledger.put(ledger.experiment_key, record)
     except KeyExists:
@@ -93,26 +101,34 @@ def find_experiment(root: str, name: str | None) -> Ledger:
     Raises:
         ConfigError: there is none, or several and none was named.
     """
+    if "://" not in root and not Path(root).is_dir():
+        raise ConfigError(f"--root {root}: no such folder; start an experiment with `prunella run --root {root}`")
     names = list_experiments(open_store(root))
     if not names:
         raise ConfigError(f"--root {root}: no experiment here; start one with `prunella run --root {root}`")
-    if name is None and len(names) > 1:
-        raise ConfigError(f"--root {root}: several experiments here ({', '.join(names)}); choose one with --experiment NAME")
     if name is not None and name not in names:
         raise ConfigError(f"--experiment {name}: no such experiment under {root}; it holds {', '.join(names)}")
-    return open_ledger(root, name or names[0])
+    return open_ledger(root, name or _only_name(root, names) or names[0])
 
 
-def _opening(name: str, submission: Submission) -> ExperimentRecord:
-    config = resolve(submission)
+def _only_name(root: str, names: list[str]) -> str | None:
+    """The one experiment under a root, or None. Raises ConfigError where there are several to choose from."""
+    if len(names) > 1:
+        raise ConfigError(f"--root {root}: several experiments here ({', '.join(names)}); choose one with --experiment NAME")
+    return names[0] if names else None
+
+
+def _opening(name: str, submission: Submission, config: Config) -> ExperimentRecord:
     fleet = tuple(NodeRef(name=node.name, devices=node.devices) for node in load_fleet(config.fleet, nodes=config.nodes))
+    if config.schedule.startswith("cron:"):
+        next_cron_ns(config.schedule.removeprefix("cron:"), time.time_ns())
     specs = tuple(submission.faults)
     for spec in specs:
         faults.check_possible(faults.parse(spec), config, fleet)
     if len(set(specs)) != len(specs):
         raise ConfigError("--fault: the same fault was asked for twice; each fires once an experiment")
     return ExperimentRecord(
-        name=name,
+        name=check_name(name),
         opened_ns=time.time_ns(),
         config=configuration.to_mapping(config),
         config_digest=codec.digest(config),
@@ -125,8 +141,11 @@ def _check_same(ledger: Ledger, submission: Submission) -> None:
     """A repeated submission must resolve to the recorded configuration, with later extensions of segments allowed for."""
     if not submission.is_configured and not submission.faults:
         return
-    record = ledger.experiment()
-    recorded, asked = ledger.config(), resolve(submission)
+    record, recorded = ledger.experiment(), ledger.config()
+    opened_with = configuration.from_mapping(record.config, ledger.experiment_key)
+    asked = resolve(submission, kept=opened_with)
+    if asked.segments == opened_with.segments:
+        asked = configuration.replace(asked, segments=recorded.segments)
     lines = configuration.difference(configuration.to_mapping(recorded), configuration.to_mapping(asked))
     if set(submission.faults) != set(record.faults):
         lines.append(f"faults: {list(record.faults)} -> {list(submission.faults)}")

@@ -49,24 +49,24 @@ class Blame:
     fault_ns: int
 
 
-def blame(seen: tuple[RankSeen, ...], *, hang: Hang | None, launched_ns: int, log_tail: str) -> Blame:
+def blame(seen: tuple[RankSeen, ...], *, hang: Hang | None, launched_ns: int, tails: dict[str, str]) -> Blame:
     """The one failure that explains the others.
 
     Args:
-        log_tail: end of the first node's log, evidence for failures before the ranks could speak.
+        tails: end of each node's log by its name, evidence where ranks could not speak for themselves.
     """
     if hang is not None:
         return _hung(hang, seen)
     crashed = [rank for rank in seen if rank.is_crashed]
     if crashed:
-        return _crashed(min(crashed, key=_last_word_ns))
+        return _crashed(min(crashed, key=_last_word_ns), tails)
     own = [rank for rank in seen if rank.note and rank.note.failure and not rank.note.is_peer_loss]
     if own:
         return _own_account(min(own, key=_noted_ns), seen)
     lost = [rank for rank in seen if rank.note and rank.note.failure]
     if lost:
         return _lost_peers(min(lost, key=_noted_ns))
-    return _never_started(seen, launched_ns, log_tail)
+    return _never_started(seen, launched_ns, tails)
 
 
 def rank_exits(seen: tuple[RankSeen, ...], *, launched_ns: int) -> tuple[RankExit, ...]:
@@ -116,7 +116,7 @@ def _hung(hang: Hang, seen: tuple[RankSeen, ...]) -> Blame:
     return Blame(failure=failure, fault_ns=beat.at_ns)
 
 
-def _crashed(rank: RankSeen) -> Blame:
+def _crashed(rank: RankSeen, tails: dict[str, str]) -> Blame:
     assert rank.heartbeat is not None
     beat, code = rank.heartbeat, rank.exit_code
     evidence: dict[str, Json] = {"phase": beat.phase.value, "pid": beat.pid}
@@ -124,6 +124,8 @@ def _crashed(rank: RankSeen) -> Blame:
     if code is not None and code < 0:
         evidence["signal"] = -code
         how = f"it was killed by signal {-code} ({signal.Signals(-code).name})"
+    else:
+        evidence["log_tail"] = tails.get(rank.node, "")
     message = f"rank {rank.rank} on {rank.node} is gone: {how} in phase {beat.phase} of step {beat.step}"
     failure = Failure(
         cause=Cause.PROCESS_CRASH, message=message, node=rank.node, rank=rank.rank, step=beat.step, evidence=evidence
@@ -157,10 +159,14 @@ def _lost_peers(rank: RankSeen) -> Blame:
     return Blame(failure=lost, fault_ns=_last_word_ns(rank) or rank.note.at_ns)
 
 
-def _never_started(seen: tuple[RankSeen, ...], launched_ns: int, log_tail: str) -> Blame:
+def _never_started(seen: tuple[RankSeen, ...], launched_ns: int, tails: dict[str, str]) -> Blame:
     silent = next((rank for rank in seen if rank.heartbeat is None), seen[0])
     message = f"rank {silent.rank} on {silent.node} ended or stayed silent before it could start; see log_tail for what it said"
     failure = Failure(
-        cause=Cause.PROCESS_CRASH, message=message, node=silent.node, rank=silent.rank, evidence={"log_tail": log_tail}
+        cause=Cause.PROCESS_CRASH,
+        message=message,
+        node=silent.node,
+        rank=silent.rank,
+        evidence={"log_tail": tails.get(silent.node, "")},
     )
     return Blame(failure=failure, fault_ns=launched_ns)

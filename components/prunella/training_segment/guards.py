@@ -38,7 +38,8 @@ class GradientGuard:
     def _inspect(self, gradient: Tensor) -> Tensor:
         if self._is_poisoned:
             gradient = gradient * math.nan
-        self.is_non_finite |= ~torch.isfinite(gradient).all()
+        # One NaN or infinity makes the sum one too; looking at every element takes ten times as long.
+        self.is_non_finite |= ~torch.isfinite(gradient.sum())
         return gradient
 
 

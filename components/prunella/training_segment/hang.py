@@ -65,6 +65,6 @@ class HangWatch:
     def _limit_s(self, culprit: Heartbeat) -> float:
         if not self._durations_ns:
             return self._training.startup_timeout_s
-        step_s = statistics.median(self._durations_ns) / 1e9
+        step_s = statistics.median_low(self._durations_ns) / 1e9
         limit_s = max(self._training.hang_floor_s, self._training.hang_factor * step_s)
         return limit_s + (self._patience_s if culprit.phase in _STORAGE_PHASES else 0.0)

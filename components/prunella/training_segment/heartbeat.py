@@ -1,9 +1,13 @@
-"""What each rank says of itself while it runs: one small file, replaced at every phase of every step.
+"""What each rank says of itself while it runs: one small file, overwritten in place at every phase of every step.
 
 Only the training thread beats, never a helper thread: a beat proves that training moved, not that the process exists. All
 ranks beat at the same places, so `beats` compares their progress across ranks. Never truth, never shipped to the store.
+
+The file is one slot of fixed size, written by one system call; replacing it through a rename cost 2.6 ms a beat under load
+(measured 2026-11), too much for seven beats a step. Its sha256 in front tells a reader that it caught a beat half-way.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -12,8 +16,12 @@ from enum import StrEnum
 from pathlib import Path
 
 from prunella import codec
-from prunella.errors import ConfigError
-from prunella.scratch import write_atomically
+
+#: Bytes of the slot. The longest beat (every mark, a node name of 63 letters) took 373, measured 2026-11.
+_SLOT_BYTES = 1024
+_DIGEST_BYTES = 64
+#: A reader that met a beat half-way looks again, this often. A write takes microseconds.
+_READ_TRIES = 5
 
 
 class Phase(StrEnum):
@@ -65,7 +73,7 @@ class Pulse:
     """Writes one rank's heartbeats."""
 
     def __init__(self, folder: Path, *, rank: int, node: str) -> None:
-        self._path = heartbeat_path(folder, rank)
+        self._file = os.open(heartbeat_path(folder, rank), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         self._rank = rank
         self._node = node
         self._start = process_start(os.getpid()) or 0
@@ -92,7 +100,7 @@ class Pulse:
             last_step_ns=self.last_step_ns,
             marks=self._marks,
         )
-        write_atomically(self._path, json.dumps(codec.encode(word)))
+        os.pwrite(self._file, _to_slot(word), 0)
 
     def mark(self, mark: Mark, at_ns: int) -> None:
         """Remember a moment; it travels with every later beat."""
@@ -102,11 +110,21 @@ class Pulse:
 def read_heartbeat(folder: Path, rank: int) -> Heartbeat | None:
     """The last word of a rank; None while it has not spoken."""
     path = heartbeat_path(folder, rank)
-    try:
-        return codec.decode(Heartbeat, json.loads(path.read_text()), str(path))
-    except (FileNotFoundError, json.JSONDecodeError, ConfigError):
-        # Scratch is disposable: a file that somebody damaged says as little as one that is not there.
-        return None
+    for _ in range(_READ_TRIES):
+        try:
+            slot = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        digest, body = slot[:_DIGEST_BYTES], slot[_DIGEST_BYTES:]
+        if hashlib.sha256(body).hexdigest().encode() == digest:
+            return codec.decode(Heartbeat, json.loads(body), str(path))
+    return None
+
+
+def _to_slot(word: Heartbeat) -> bytes:
+    body = json.dumps(codec.encode(word)).encode().ljust(_SLOT_BYTES - _DIGEST_BYTES)
+    assert len(body) == _SLOT_BYTES - _DIGEST_BYTES, "a heartbeat outgrew its slot"
+    return hashlib.sha256(body).hexdigest().encode() + body
 
 
 def process_start(pid: int) -> int | None:

@@ -42,7 +42,7 @@ from prunella.training_segment.step_log import StepLog
 logger = logging.getLogger(__name__)
 
 #: Steps between garbage collections, which all ranks make at once. Source: FIELD 1 (collect at fixed steps on all ranks);
-#: the number is our own choice 2026-11: a step leaves few cycles, a collection took 10 to 30 ms.
+#: the number is our own choice 2026-11, not tuned.
 _COLLECT_EVERY = 50
 #: Losses kept with a checkpoint for detectors of spikes (R4). Source: own choice 2026-11.
 _LOSS_HISTORY = 64

@@ -6,6 +6,7 @@ It decides nothing about the attempt. It trusts its job and what the reader and 
 import gc
 import logging
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -66,11 +67,21 @@ def train(job: Job, scratch: Path, pulse: Pulse, ending: Ending, *, rank: int, w
     pulse.beat(Phase.LOAD, step=request.first_step - 1)
     state = load_or_begin(ledger, request, config, model, rank=rank, world_size=world_size, ending=ending)
     pulse.mark(Mark.LOADED, now_ns())
+    loop = assemble(job, scratch, ledger, model, device, is_terminated=lambda: termination.is_set)
+    train_steps(loop, state, pulse, ending)
+    dist.destroy_process_group()
+
+
+def assemble(
+    job: Job, scratch: Path, ledger: Ledger, model: Model, device: torch.device, *, is_terminated: Callable[[], bool]
+) -> Loop:
+    """Everything the loop needs around the model. Raises DataCorrupt when the data set is not what was committed."""
+    config, request = job.config, job.request
+    rank, world_size = dist.get_rank(), dist.get_world_size()
     dataset = load_manifest(ledger.store, request.dataset)
     reader = TokenReader(ledger.store, dataset, TRAIN)
     switch = ledger.fault_switch(segment=request.segment, attempt=request.attempt)
-    writer = CheckpointWriter(ledger, request, config, rank=rank, world_size=world_size, scratch=scratch, switch=switch)
-    loop = Loop(
+    return Loop(
         job=job,
         scratch=scratch,
         rank=rank,
@@ -80,12 +91,10 @@ def train(job: Job, scratch: Path, pulse: Pulse, ending: Ending, *, rank: int, w
         model=model,
         batches=StepBatches(config, reader, request.skipped, rank=rank, world_size=world_size),
         probe=checkpoints.probe_batch(ledger.store, dataset, config),
-        writer=writer,
+        writer=CheckpointWriter(ledger, request, config, rank=rank, world_size=world_size, scratch=scratch, switch=switch),
         switch=switch,
-        is_terminated=lambda: termination.is_set,
+        is_terminated=is_terminated,
     )
-    train_steps(loop, state, pulse, ending)
-    dist.destroy_process_group()
 
 
 def fix_arithmetic(config: Config) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from prunella.checkpoint_metrics import ship_metrics
 from prunella.config import Config
-from prunella.errors import Cause, StorageError
+from prunella.errors import Cause, Fenced, StorageError
 from prunella.ledger import Ledger, open_ledger
-from prunella.node_processes import kill_groups, wait_all
+from prunella.node_processes import kill_groups
 from prunella.records import (
     CheckpointManifest,
     Failure,
@@ -39,9 +39,6 @@ from prunella.training_segment.step_log import read_last
 from prunella.training_segment.watch import StopRequest, Watch, Watched, token_check
 
 logger = logging.getLogger(__name__)
-
-#: How long agents get to leave by themselves once every rank has ended well. Source: own choice 2026-11.
-_LEAVE_S = 5.0
 
 
 def run(config: Config, request: TrainRequest) -> TrainRecord:
@@ -90,14 +87,13 @@ def _train(config: Config, request: TrainRequest, scratch: Path, started_ns: int
         logger.info("ranks_launched nodes=%s world_size=%s", len(agents), len(rank_nodes(request.nodes)))
         watch = Watch(config, request, agents, scratch, launched_ns=started_ns, check_token=check_token)
         watched = watch.until_over(stop)
-        if watched.stopped_by is not StopReason.FAILURE:
-            wait_all(agents, _LEAVE_S)
     logger.info("ranks_gone stopped_by=%s", watched.stopped_by)
     return watched
 
 
 @contextmanager
 def _agents(config: Config, request: TrainRequest, scratch: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """The agents, for the time of the block. An exit note is a rank's last act, so nothing is lost by killing what is left."""
     agents = start_agents(config, request.nodes, scratch)
     try:
         yield agents
@@ -139,6 +135,8 @@ def _record(
     last = read_last(scratch)
     last_step = _last_step(watched, committed, last.step if last else request.first_step - 1)
     trouble = _trouble(request, watched, committed, last_step, scratch, started_ns)
+    if trouble is not None and trouble.failure.cause is Cause.FENCED:
+        raise Fenced(trouble.failure.message)
     steps_end_ns = last.end_ns if last else None
     fault_ns = max(trouble.fault_ns, steps_end_ns or 0) if trouble else None
     ended_ns = time.time_ns()
@@ -190,8 +188,8 @@ def _trouble(
 ) -> Blame | None:
     """What keeps this attempt from being accepted: a failure, or an end without a committed candidate."""
     if watched.stopped_by is StopReason.FAILURE:
-        tail = log_tail(scratch, request.nodes[0])
-        return blame(watched.seen, hang=watched.hang, launched_ns=started_ns, log_tail=tail)
+        tails = {node.name: log_tail(scratch, node) for node in request.nodes}
+        return blame(watched.seen, hang=watched.hang, launched_ns=started_ns, tails=tails)
     if committed and committed[-1].step == last_step:
         return None
     found = f"step {committed[-1].step}" if committed else "none"

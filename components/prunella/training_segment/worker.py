@@ -33,9 +33,21 @@ def main() -> int:
     pulse = Pulse(scratch, rank=rank, node=node)
     pulse.beat(Phase.INITIALISE, step=0)
     job = read_job(scratch)
-    request = job.request
-    logs.configure(experiment=request.experiment, segment=request.segment, attempt=request.attempt, node=node, rank=rank)
+    logs.configure(bound=_bound(job, node, rank))
     return _train(job, scratch, pulse, rank, node)
+
+
+def _bound(job: Job, node: str, rank: int) -> dict[str, object]:
+    """Who speaks, for every line of this process's log."""
+    request = job.request
+    return {
+        "experiment": request.experiment,
+        "segment": request.segment,
+        "attempt": request.attempt,
+        "stage": request.stage.value,
+        "node": node,
+        "rank": rank,
+    }
 
 
 def _train(job: Job, scratch: Path, pulse: Pulse, rank: int, node: str) -> int:

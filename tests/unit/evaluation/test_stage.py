@@ -25,6 +25,7 @@ from prunella.records import (
     EvaluateRequest,
     EvaluationRecord,
     ExperimentRecord,
+    FailedRecord,
     Failure,
     Part,
     Stage,
@@ -255,6 +256,16 @@ def test_a_loss_above_the_baseline_is_a_regression_and_the_record_stays_accepted
 def test_a_baseline_that_is_not_there_is_an_error(experiment, config, verified) -> None:
     with pytest.raises(ConfigError, match="no evaluation to compare with"):
         stage.run(config, _request(experiment, verified, baseline="experiments/demo/absent.json"))
+
+
+def test_a_baseline_that_failed_is_an_error(experiment, config, verified) -> None:
+    key = "experiments/demo/failed.json"
+    failure = Failure(cause=CheckpointInvalid.cause, message="a test says so")
+    failed = FailedRecord(stage=Stage.EVALUATION, verdict=Verdict.UNKNOWN, started_ns=1, ended_ns=2, failure=failure)
+    experiment[0].put(key, failed)
+
+    with pytest.raises(ConfigError, match="that evaluation failed"):
+        stage.run(config, _request(experiment, verified, baseline=key))
 
 
 @pytest.mark.parametrize(("verdict", "attempt", "words"), [(None, 2, "no verdict"), (Verdict.REJECTED, 3, "verdict rejected")])

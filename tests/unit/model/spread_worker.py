@@ -1,6 +1,6 @@
 """One rank of the two-rank tests: trains a small model under several layouts and writes what came of it.
 
-Arguments: output folder, rank, world size. Run by `test_parallel.py`; not a test itself.
+Arguments: output folder, rank, world size, device type (cpu or cuda). Run by `test_parallel.py`; not a test itself.
 """
 
 import sys
@@ -20,6 +20,7 @@ from prunella.model.timing import clock
 from prunella.model.transformer import Transformer
 
 SEQUENCES, SEQ_LEN, VOCAB = 4, 16, 300
+DEVICE = torch.device("cpu")
 
 
 def small_config(expert_parallel: int, precision: Precision = Precision.FP32) -> Config:
@@ -40,9 +41,7 @@ def small_config(expert_parallel: int, precision: Precision = Precision.FP32) ->
         top_k=(1, 1, 2),
         router_bias=True,
     )
-    return Config(
-        model=model, parallel=ParallelConfig(expert_parallel=expert_parallel), optim=OptimConfig(precision=precision)
-    )
+    return Config(model=model, parallel=ParallelConfig(expert_parallel=expert_parallel), optim=OptimConfig(precision=precision))
 
 
 def global_batch(step: int) -> Tensor:
@@ -52,6 +51,7 @@ def global_batch(step: int) -> Tensor:
 
 def backward(model: Transformer, tokens_BT1: Tensor) -> tuple[Tensor, Tensor]:
     """One micro-batch; returns its share of the loss and its counts (expert layers, experts)."""
+    tokens_BT1 = tokens_BT1.to(next(model.parameters()).device)
     output = model(tokens_BT1[:, :-1])
     loss = step_loss(output, tokens_BT1[:, 1:], model, tokens_global=SEQUENCES * SEQ_LEN)
     loss.total.backward()
@@ -61,12 +61,12 @@ def backward(model: Transformer, tokens_BT1: Tensor) -> tuple[Tensor, Tensor]:
 def build(config: Config, world_size: int) -> Transformer:
     model = Transformer(config.model)
     model.init_weights(seed=3)
-    parallelize(model, config, world_size=world_size, device=torch.device("cpu"))
+    parallelize(model, config, world_size=world_size, device=DEVICE)
     return model
 
 
 def full(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: (t.full_tensor() if isinstance(t, DTensor) else t).detach().clone() for name, t in tensors.items()}
+    return {name: (t.full_tensor() if isinstance(t, DTensor) else t).detach().cpu().clone() for name, t in tensors.items()}
 
 
 def gradients(config: Config, rank: int, world_size: int) -> dict[str, object]:
@@ -79,11 +79,11 @@ def gradients(config: Config, rank: int, world_size: int) -> dict[str, object]:
     waited_ns = clock.take()
     grads = full({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     clip_(model, norm, float(norm) / 2)
-    return {"loss": loss, "grads": grads, "norm": norm, "clipped": grad_norm(model), "waited_ns": waited_ns}
+    return {"loss": loss.cpu(), "grads": grads, "norm": norm.cpu(), "clipped": grad_norm(model).cpu(), "waited_ns": waited_ns}
 
 
-def train(config: Config, rank: int, world_size: int, folder: Path) -> dict[str, Tensor]:
-    """The whole state after three optimizer steps; saved and loaded into another layout on the way out."""
+def train(config: Config, rank: int, world_size: int, save_to: Path | None = None) -> dict[str, Tensor]:
+    """The whole state after three optimizer steps, also written to `save_to`."""
     model = build(config, world_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(3):
@@ -92,8 +92,8 @@ def train(config: Config, rank: int, world_size: int, folder: Path) -> dict[str,
         optimizer.step()
         optimizer.zero_grad()
         model.update_routing(counts, tokens=SEQUENCES * SEQ_LEN)
-    if not folder.exists():
-        dcp.save(model.state_dict(), storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    if save_to is not None:
+        dcp.save(model.state_dict(), storage_writer=dcp.HuggingFaceStorageWriter(str(save_to), save_distributed=True))
     return full(model.state_dict())
 
 
@@ -106,17 +106,25 @@ def load_elsewhere(config: Config, world_size: int, folder: Path) -> dict[str, T
     return full(model.state_dict())
 
 
-def main(folder: Path, rank: int, world_size: int) -> None:
+def main(folder: Path, rank: int, world_size: int, device_type: str) -> None:
+    global DEVICE
+    DEVICE = torch.device(device_type, rank) if device_type == "cuda" else torch.device(device_type)
+    if device_type == "cuda":
+        torch.cuda.set_device(DEVICE)
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
+        "nccl" if device_type == "cuda" else "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=60),
     )
     results = {
         "replicated": gradients(small_config(1), rank, world_size),
-        "spread": gradients(small_config(2), rank, world_size),
-        "bf16": gradients(small_config(2, Precision.BF16), rank, world_size),
-        "first": train(small_config(2), rank, world_size, folder / "saved"),
-        "second": train(small_config(2), rank, world_size, folder / "saved"),
+        "spread": gradients(small_config(0), rank, world_size),
+        "bf16": gradients(small_config(0, Precision.BF16), rank, world_size),
+        "first": train(small_config(0), rank, world_size, folder / "saved"),
+        "second": train(small_config(0), rank, world_size),
         "loaded": load_elsewhere(small_config(1), world_size, folder / "saved"),
     }
     torch.save(results, folder / f"rank-{rank}.pt")
@@ -124,4 +132,4 @@ def main(folder: Path, rank: int, world_size: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -18,18 +18,26 @@ WORKER = Path(__file__).with_name("spread_worker.py")
 worker = runpy.run_path(str(WORKER))
 
 
+def run_ranks(folder, world_size, device_type):
+    """What each rank reports after running every layout once."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    commands = [
+        [sys.executable, str(WORKER), str(folder), str(rank), str(world_size), device_type] for rank in range(world_size)
+    ]
+    ranks = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for command in commands]
+    try:
+        errors = [rank.communicate(timeout=240)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0] * world_size, errors
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(world_size)]
+
+
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    """What rank 0 and rank 1 report after running every layout once."""
-    folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(WORKER), str(folder)]
-    ranks = [
-        subprocess.Popen([*command, str(rank), "2"], env=environment, stderr=subprocess.PIPE, text=True) for rank in range(2)
-    ]
-    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], errors
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+    """Two gloo ranks on CPU."""
+    return run_ranks(tmp_path_factory.mktemp("ranks"), 2, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +58,9 @@ def test_gradients_of_two_ranks_equal_those_of_one(two_ranks, alone, layout):
     torch.testing.assert_close(seen["loss"], loss, rtol=1e-6, atol=0)
     assert seen["grads"].keys() == grads.keys()
     for name, grad in grads.items():
-        torch.testing.assert_close(seen["grads"][name], grad, rtol=1e-5, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            seen["grads"][name], grad, rtol=1e-5, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("layout", ["replicated", "spread"])
@@ -122,3 +132,14 @@ def test_dense_model_needs_no_expert_parallelism():
     config = Config(model=ModelConfig(n_experts=0), parallel=ParallelConfig(expert_parallel=0))
 
     assert expert_parallel_size(config, 4) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_the_same_code_on_one_gpu_gives_the_gradients_of_the_cpu(tmp_path, alone):
+    (rank,) = run_ranks(tmp_path, 1, "cuda")
+
+    torch.testing.assert_close(rank["spread"]["loss"], alone[0], rtol=1e-4, atol=0)
+    for name, grad in alone[1].items():
+        torch.testing.assert_close(rank["spread"]["grads"][name], grad, rtol=1e-2, atol=1e-5)
+    assert all(torch.equal(rank["first"][name], rank["second"][name]) for name in rank["first"])

@@ -1,0 +1,143 @@
+"""The demonstration: a small mixture of experts trains under a live Airflow; a rank dies, a node turns bad, a checkpoint rots.
+
+Everything is real and on this machine: the scheduler, the DAG, the faults, the recovery. It ends with a report, a summary
+and the numbers, in one folder that is made anew each time.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from prunella.errors import ConfigError, PrunellaError, TrackingUnavailable
+from prunella.ledger import Ledger
+from prunella.orchestration import live
+from prunella.orchestration.claim import next_segment, run_id_for
+from prunella.orchestration.progress import incidents, progress
+from prunella.orchestration.publishing import publish, report_path, summary_of
+from prunella.orchestration.run import unfired_faults
+from prunella.orchestration.submit import Submission, open_experiment
+
+logger = logging.getLogger(__name__)
+
+EXPERIMENT = "demo"
+DAG_ID = "pretrain_segment"
+FAULTS = ("kill:rank=1,step=27", "bad-node:node=node-1,segment=1", "corrupt-checkpoint:step=120")
+#: The demonstration gives up after this long. Source: own measurement 2026-11, about three times its length on 2 cores.
+TIMEOUT_S = 2400.0
+_MARK = ".prunella-demo"
+_POLL_S = 0.5
+
+
+def demo(folder: Path, console: Console) -> dict[str, Any]:
+    """Run the demonstration in `folder`; returns the summary.
+
+    Raises:
+        ConfigError: the folder holds something else.
+        PrunellaError: Airflow did not start, or the experiment did not end in time.
+    """
+    started = time.monotonic()
+    _make_room(folder)
+    settings = live.settings_for(folder, with_mlflow=False)
+    live.scratch_environment(settings)
+    ledger = open_experiment(
+        Submission(root=str(settings.root), experiment=EXPERIMENT, recipe="tiny_moe", schedule="continuous", faults=FAULTS)
+    )
+    console.print(f"[bold]Prunella[/] trains {EXPERIMENT!r} and breaks it three times: {', '.join(FAULTS)}")
+    with live.start(settings) as _:
+        console.print(live.describe(settings))
+        api = live.AirflowApi(settings.airflow_url, live.USER, live.password(settings))
+        with _spinner(console) as show:
+            show("starting Airflow")
+            api.wait_until_ready(DAG_ID)
+            api.trigger(DAG_ID, conf={"root": str(settings.root), "experiment": EXPERIMENT}, run_id=_first_run_id(ledger))
+            _follow(ledger, api, show, console)
+    console.print(f"Airflow has stopped; {time.monotonic() - started:.0f} s since the start")
+    return _publish(ledger, settings, folder)
+
+
+def _make_room(folder: Path) -> None:
+    """An empty folder; one of an earlier demonstration is replaced, anything else is left alone."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).exists():
+        raise ConfigError(f"--dir {folder}: not empty, and not of an earlier demonstration; choose another folder")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / _MARK).touch()
+
+
+def _first_run_id(ledger: Ledger) -> str:
+    segment = next_segment(ledger)
+    assert segment is not None, "a new experiment has a first segment"
+    return run_id_for(ledger, segment)
+
+
+@contextmanager
+def _spinner(console: Console) -> Iterator[Callable[[str], None]]:
+    """A live line on a terminal; elsewhere a line whenever the activity changes."""
+    if console.is_terminal:
+        with console.status("starting") as status:
+            yield status.update
+        return
+    last = ""
+
+    def show(line: str) -> None:
+        nonlocal last
+        activity = line.split(" step ")[0]
+        if activity != last:
+            last = activity
+            console.print(line)
+
+    yield show
+
+
+def _follow(ledger: Ledger, api: live.AirflowApi, show: Callable[[str], None], console: Console) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    told = 0
+    while next_segment(ledger) is not None:
+        show(progress(ledger).line())
+        known = incidents(ledger)
+        for segment, attempt, incident in known[told:]:
+            told += 1
+            console.print(
+                f"[yellow]incident[/] segment {segment} attempt {attempt}: [bold]{incident.diagnosis.cause}[/] "
+                f"{incident.diagnosis.message} -> [green]{incident.action}[/] (row {incident.row})"
+            )
+        _check_alive(ledger, api, deadline)
+        time.sleep(_POLL_S)
+    _wait_for_runs(api, deadline, show)
+
+
+def _check_alive(ledger: Ledger, api: live.AirflowApi, deadline: float) -> None:
+    segment = next_segment(ledger)
+    if time.monotonic() > deadline:
+        raise PrunellaError(f"the demonstration did not end within {TIMEOUT_S:g} s; `prunella status` says where it is")
+    runs = ledger.runs(segment) if segment is not None else []
+    close = ledger.closed(runs[-1].segment, runs[-1].run_index) if runs else None
+    if close is not None and close.outcome != "accepted":
+        raise PrunellaError(f"segment {close.segment} {close.outcome}: {close.message}")
+
+
+def _wait_for_runs(api: live.AirflowApi, deadline: float, show: Callable[[str], None]) -> None:
+    """The last close is in the ledger before its task has published and ended."""
+    show("closing")
+    while "running" in api.run_states(DAG_ID).values() and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+
+
+def _publish(ledger: Ledger, settings: live.LiveSettings, folder: Path) -> dict[str, Any]:
+    try:
+        publish(ledger)
+    except TrackingUnavailable as error:
+        logger.warning("publishing_failed error=%s", error)
+    shutil.copyfile(report_path(ledger), folder / "report.html")
+    summary = summary_of(ledger)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    if unfired := unfired_faults(ledger):
+        raise PrunellaError(f"faults that never fired: {', '.join(unfired)}")
+    return summary

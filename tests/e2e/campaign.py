@@ -1,0 +1,129 @@
+"""Whole experiments through the command line, as a user runs them: small enough for a test, real in every part."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PRUNELLA = Path(sys.executable).with_name("prunella")
+SEGMENTS = 2
+STEPS_PER_SEGMENT = 6
+INTERVAL_STEPS = 3
+
+CONFIGURATION = f"""
+recipe = "tiny_moe"
+segments = {SEGMENTS}
+steps_per_segment = {STEPS_PER_SEGMENT}
+
+[model]
+vocab_size = 320
+seq_len = 32
+d_model = 32
+n_layers = 2
+n_heads = 2
+n_kv_heads = 1
+head_dim = 16
+n_experts = 4
+expert_ffn_dim = 32
+router_bias = true
+
+[data]
+inputs = ["builtin:stdlib"]
+max_bytes = 300000
+tokenizer_train_bytes = 50000
+workers = 1
+
+[batch]
+global_sequences = 8
+micro_sequences = 2
+
+[checkpoint]
+interval_steps = {INTERVAL_STEPS}
+
+[evaluation]
+heldout_sequences = 8
+questions = 4
+
+[training]
+hang_floor_s = 8.0
+
+[tracking]
+timeout_s = 60.0
+"""
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """One experiment under a root of its own, and the command line that runs it."""
+
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "root"
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command line of a `prunella` command on this root."""
+        return [str(PRUNELLA), *arguments, "--root", str(self.root)]
+
+    def run(self, *options: str, timeout_s: float = 420.0) -> subprocess.CompletedProcess[str]:
+        """`prunella run` with the small configuration."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        configuration = self.folder / "experiment.toml"
+        configuration.write_text(CONFIGURATION)
+        return self._call(*self.command("run"), "--config", str(configuration), *options, timeout_s=timeout_s)
+
+    def start(self, *options: str) -> subprocess.Popen[bytes]:
+        """`prunella run` in the background, its output in `run.log`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        configuration = self.folder / "experiment.toml"
+        configuration.write_text(CONFIGURATION)
+        with (self.folder / "run.log").open("ab") as log:
+            return subprocess.Popen(
+                [*self.command("run"), "--config", str(configuration), *options],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(),
+                start_new_session=True,
+            )
+
+    def digest(self, *options: str) -> str:
+        """`prunella checkpoint digest`."""
+        done = self._call(*self.command("checkpoint", "digest"), *options, timeout_s=60.0)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def summary(self) -> dict[str, Any]:
+        """`prunella status --json`."""
+        done = self._call(*self.command("status"), "--json", timeout_s=60.0)
+        assert done.returncode == 0, done.stderr
+        document: dict[str, Any] = json.loads(done.stdout)
+        return document
+
+    def _call(self, *command: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=self._environment(), check=False)
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+        return {**inherited, "PRUNELLA_SCRATCH": str(self.folder / "scratch"), **self.environment}
+
+
+def assert_complete(done: subprocess.CompletedProcess[str], campaign: Campaign) -> dict[str, Any]:
+    """The command succeeded and the books balance; returns the summary."""
+    assert done.returncode == 0, done.stderr[-6000:]
+    summary = campaign.summary()
+    assert summary["state"] == "complete"
+    assert summary["steps"] == SEGMENTS * STEPS_PER_SEGMENT
+    parts = sum(seconds for part, seconds in summary["time_s"].items() if part != "elapsed")
+    assert abs(parts - summary["time_s"]["elapsed"]) < 1e-6
+    assert all(incident["lost_steps"] <= INTERVAL_STEPS for incident in summary["incidents"])
+    return summary
+
+
+def causes(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """(cause, decision) of each incident, in order."""
+    return [(incident["cause"], incident["decision"]) for incident in summary["incidents"]]

@@ -1,0 +1,32 @@
+import os
+from pathlib import Path
+
+from prunella.training_segment.heartbeat import Mark, Phase, Pulse, heartbeat_path, process_start, process_state, read_heartbeat
+
+
+def test_last_beat_is_read_back_with_its_marks(tmp_path: Path) -> None:
+    pulse = Pulse(tmp_path, rank=3, node="node-1")
+    pulse.beat(Phase.INITIALISE, step=0)
+    pulse.mark(Mark.BUILT, 42)
+
+    pulse.beat(Phase.FORWARD, step=7)
+
+    beat = read_heartbeat(tmp_path, 3)
+    assert beat is not None
+    assert (beat.rank, beat.node, beat.step, beat.phase, beat.beats) == (3, "node-1", 7, Phase.FORWARD, 2)
+    assert beat.marks == {"built": 42}
+    assert process_state(beat.pid, beat.process_start) is not None
+
+
+def test_rank_that_never_spoke_or_whose_file_is_damaged_says_nothing(tmp_path: Path) -> None:
+    heartbeat_path(tmp_path, 1).write_text('{"rank": 1')
+
+    assert read_heartbeat(tmp_path, 0) is None
+    assert read_heartbeat(tmp_path, 1) is None
+
+
+def test_process_with_the_pid_of_a_dead_rank_is_not_that_rank() -> None:
+    start = process_start(os.getpid())
+
+    assert start is not None
+    assert process_state(os.getpid(), start + 1) is None
