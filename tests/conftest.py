@@ -87,6 +87,7 @@ def _fail_if_system_is_missing(report: Any, config: pytest.Config) -> None:
 @pytest.fixture
 def root(tmp_path: Path) -> str:
     """An empty `--root`."""
+    (tmp_path / "root").mkdir()
     return str(tmp_path / "root")
 
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from prunella import checkpoints
 from prunella.config import Config, ModelConfig
 from prunella.ledger import open_ledger
+from prunella.storage import create_root
 
 SAVES = 5
 CONFIG = Config(seed=11, model=ModelConfig(vocab_size=8192, d_model=256, head_dim=64, expert_ffn_dim=192, ffn_dim=768))
@@ -37,6 +38,7 @@ def _rank(root: Path, rank: int, world_size: int) -> None:
     tiny = _builders()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{root}/rendezvous", rank=rank, world_size=world_size)
+    create_root(str(root / "root"))
     ledger = open_ledger(str(root / "root"), tiny.EXPERIMENT)
     run = tiny.Run(CONFIG, rank=rank, world_size=world_size)
     size = sum(parameter.numel() for parameter in run.model.parameters())

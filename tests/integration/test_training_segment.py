@@ -49,6 +49,7 @@ from prunella.records import (
     to_bytes,
 )
 from prunella.scratch import attempt_scratch
+from prunella.storage import create_root
 from prunella.training_segment import stage
 from prunella.training_segment.heartbeat import Heartbeat, process_state, read_heartbeat
 
@@ -99,6 +100,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, _scratch: None) -> tuple[
 
 def open_experiment(folder: Path, *faults: str, config: Config = TINY) -> Ledger:
     root = str(folder / "root")
+    create_root(root)
     ledger = open_ledger(root, "tiny")
     mapping = to_mapping(config)
     record = ExperimentRecord(

@@ -36,6 +36,7 @@ from prunella.records import (
     TrainRequest,
     to_bytes,
 )
+from prunella.storage import create_root
 from prunella.training_segment.optimizer import build_optimizer
 
 EXPERIMENT = "tiny"
@@ -59,6 +60,7 @@ CONFIG = Config(
 
 def make_experiment(root: Path, config: Config = CONFIG) -> Ledger:
     """An opened experiment with a data set, and attempt 0 of segment 0."""
+    create_root(str(root))
     ledger = open_ledger(str(root), EXPERIMENT)
     mapping = configuration.to_mapping(config)
     record = ExperimentRecord(
@@ -189,6 +191,7 @@ def run_job(root: Path, world_size: int = 2) -> dict[str, object]:
 
 
 def _rank(root: Path, rank: int, world_size: int) -> dict[str, object]:
+    create_root(str(root / "two"))
     ledger = open_ledger(str(root / "two"), EXPERIMENT)
     found: dict[str, object] = {}
 
@@ -210,6 +213,7 @@ def _rank(root: Path, rank: int, world_size: int) -> dict[str, object]:
     refs = [ledger.ref(manifest) for manifest in ledger.candidates(0, 0)]
     found["resumed_digest_4"] = _resume_twice(ledger, root, refs[0], rank, world_size)
     other = Run(seed=99, rank=rank, world_size=world_size)
+    create_root(str(root / "one"))
     one = open_ledger(str(root / "one"), EXPERIMENT)
     checkpoints.load(one, one.ref(one.candidates(0, 0)[-1]), other.model, other.optimizer)
     found["loaded_from_one"] = other.digest(2)

@@ -12,6 +12,7 @@ from prunella.data.manifest import DatasetManifest, load_manifest
 from prunella.data_prep import stage
 from prunella.ledger import Ledger, open_ledger
 from prunella.records import DataPrepRecord, DataPrepRequest, ExperimentRecord, Stage
+from prunella.storage import create_root
 
 WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "sigma", "tau")
 SMALL = (
@@ -71,6 +72,7 @@ class Experiment:
 def open_experiment(root: Path, *settings: str, faults: tuple[str, ...] = ()) -> Experiment:
     """Open an experiment with small settings, overridden by `settings`."""
     config = configuration.override(Config(), [*SMALL, *settings])
+    create_root(str(root))
     ledger = open_ledger(str(root), "demo", settings=config.storage)
     mapping = configuration.to_mapping(config)
     record = ExperimentRecord(name="demo", opened_ns=1, config=mapping, config_digest="d", faults=faults, versions={})

@@ -50,6 +50,7 @@ from prunella.records import (
     ValidationRecord,
     Verdict,
 )
+from prunella.storage import create_root
 
 MS = 1_000_000
 START_NS = 1_795_000_000_000 * MS
@@ -384,6 +385,7 @@ class Campaign:
 
 def open_campaign(root: str, *, name: str = "moe", schedule: str = "manual") -> Campaign:
     """An experiment that was just opened."""
+    create_root(root)
     campaign = Campaign(ledger=open_ledger(root, name), config=campaign_config(schedule=schedule))
     campaign.open_experiment()
     return campaign
