@@ -10,6 +10,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Debian packages behind the tests that look at pages in a real browser.
 SYSTEM_PACKAGES := chromium chromium-driver fonts-dejavu-core
+# Where `make up` works: the demonstration's folder, once there is one.
+DIR ?= $(if $(wildcard var/demo/root),var/demo,var/up)
 # What the environment was made from, and where: another lock or a moved folder makes it anew.
 FINGERPRINT := $(shell { pwd; cat requirements/dev.lock pyproject.toml; } | sha256sum | cut -c1-16)
 READY := .venv/.ready-$(FINGERPRINT)
@@ -31,7 +33,7 @@ demo: setup ## Watch a small model train under a real Airflow, break three times
 
 .PHONY: up
 up: setup ## Keep the pages of Airflow and MLflow on; prints their addresses and how to sign in
-	@$(BIN)/prunella up --dir var/up
+	@$(BIN)/prunella up --dir $(DIR)
 
 .PHONY: test
 test: setup ## Every test but the slow ones (25 minutes at most)

@@ -87,9 +87,9 @@ def _state(ledger: Ledger, name: str, verdict: ValidationRecord | None) -> Check
 def prune(ledger: Ledger, *, keep_last: int, keep_every: int, is_dry_run: bool) -> list[CheckpointStatus]:
     """Delete the data of checkpoints that nobody needs; returns those it released (or would release).
 
-    Kept: the last `keep_last` verified, every `keep_every`-th verified one for ever (0: none), the newest promoted one,
-    and everything newer than the newest verified one. The mark is written before anything is deleted, so that a prune
-    that was killed half-way is finished by the next.
+    Kept: the last `keep_last` verified and whatever lies between them (a candidate to roll back to, a rejected one to look
+    at), every `keep_every`-th verified one for ever (0: none), the newest promoted one, and everything newer. The mark is
+    written before anything is deleted, so that a prune that was killed half-way is finished by the next.
     """
     checkpoints = list_checkpoints(ledger)
     released = _released(checkpoints, keep_last=max(keep_last, 1), keep_every=keep_every)
@@ -109,7 +109,7 @@ def _released(checkpoints: list[CheckpointStatus], *, keep_last: int, keep_every
         return []
     promoted = [status for status in verified if status.is_promoted]
     kept = [*verified[-keep_last:], *promoted[-1:], *_kept_for_ever(checkpoints, keep_every)]
-    older = checkpoints[: checkpoints.index(verified[-1])]
+    older = checkpoints[: checkpoints.index(verified[-keep_last:][0])]
     return [status for status in older if status.state is not CheckpointState.PRUNED and status not in kept]
 
 

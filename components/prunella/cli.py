@@ -304,11 +304,16 @@ def checkpoint_list(root: Root, experiment: Experiment = None) -> None:
 
 @checkpoint_app.command("digest")
 def checkpoint_digest(root: Root, experiment: Experiment = None, step: Step = None) -> None:
-    """Digest of a checkpoint's logical content, computed now from its files."""
+    """Digest of a checkpoint's logical content, computed from its files; of a pruned one, as validation recorded it."""
     from prunella import checkpoints
 
     ledger = _ledger(root, experiment)
-    tensors, state = checkpoints.read_full(ledger, _checkpoint_ref(ledger, step))
+    found = _checkpoint(ledger, step)
+    if found.state == "pruned":
+        print(f"prunella: checkpoint {found.manifest.name} is pruned; this is what validation recorded", file=sys.stderr)
+        print(found.digest)
+        return
+    tensors, state = checkpoints.read_full(ledger, found.ref)
     print(checkpoints.logical_digest(tensors, state))
 
 
@@ -318,7 +323,7 @@ def checkpoint_verify(root: Root, experiment: Experiment = None, step: Step = No
     from prunella import checkpoints
 
     ledger = _ledger(root, experiment)
-    ref = _checkpoint_ref(ledger, step)
+    ref = _checkpoint(ledger, step).ref
     tensors, state = checkpoints.read_full(ledger, ref)
     found, verdict = checkpoints.logical_digest(tensors, state), ledger.validation(ref.name)
     if verdict is not None and verdict.digest is not None and verdict.digest != found:
@@ -341,17 +346,22 @@ def checkpoint_prune(
         print(status.manifest.name)
 
 
-def _checkpoint_ref(ledger: Any, step: int | None) -> Any:
+def _checkpoint(ledger: Any, step: int | None) -> Any:
+    """The last verified checkpoint; of a given step, the best there is: verified, then unjudged, then pruned."""
     from prunella.checkpoint_history import list_checkpoints
 
-    found = [entry for entry in list_checkpoints(ledger) if entry.state == "verified"]
-    if step is not None:
-        found = [entry for entry in list_checkpoints(ledger) if entry.manifest.step == step and entry.state != "pruned"]
+    ranks = {"verified": 3, "candidate": 2, "rejected": 1, "revoked": 1, "pruned": 0}
+    found = [entry for entry in list_checkpoints(ledger) if _is_meant(entry, step)]
     if not found:
         wanted = "verified checkpoint" if step is None else f"checkpoint of step {step}"
         raise ConfigError(f"experiment {ledger.name!r} has no {wanted}; `prunella checkpoint list` shows what it has")
-    verified = [entry for entry in found if entry.state == "verified"]
-    return max(verified or found, key=lambda entry: (entry.manifest.step, entry.manifest.attempt)).ref
+    return max(found, key=lambda entry: (entry.manifest.step, ranks[entry.state], entry.manifest.attempt))
+
+
+def _is_meant(entry: Any, step: int | None) -> bool:
+    if step is None:
+        return bool(entry.state == "verified")
+    return bool(entry.manifest.step == step and (entry.state != "pruned" or entry.digest is not None))
 
 
 # ------------------------------------------------------------------------------------------------ nodes

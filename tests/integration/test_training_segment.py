@@ -306,7 +306,7 @@ def _wait_for_step(scratch: Path, step: int) -> Heartbeat:
 
 
 def test_wall_clock_limit_finishes_the_step_and_saves(tmp_path: Path) -> None:
-    config = replace(TINY, training=replace(TINY.training, wall_clock_limit_s=0.0))
+    config = replace(TINY, training=replace(TINY.training, wall_clock_limit_s=0.0, grace_s=120.0))  # start-up counts here
     ledger = open_experiment(tmp_path, config=config)
 
     record = stage.run(config, request_for(ledger, config=config))

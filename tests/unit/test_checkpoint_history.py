@@ -131,6 +131,14 @@ def test_retention_keeps_the_last_verified_ones(ledger: Ledger) -> None:
     assert _with_data(ledger) == names[2:]
 
 
+def test_retention_keeps_what_lies_between_the_verified_ones_it_keeps(ledger: Ledger) -> None:
+    names = _commit(ledger, [V, C, V, C, R, V])
+
+    prune(ledger, keep_last=2, keep_every=0, is_dry_run=False)
+
+    assert _with_data(ledger) == names[2:]
+
+
 @pytest.mark.parametrize("keep_last", [0, 1])
 def test_retention_never_deletes_the_last_verified_one(ledger: Ledger, keep_last: int) -> None:
     names = _commit(ledger, [V, V, R, C])

@@ -10,6 +10,7 @@ import os
 import time
 
 from prunella import codec
+from prunella.checkpoint_history import prune
 from prunella.errors import Cause, KeyExists
 from prunella.incidents.diagnose import from_failure
 from prunella.incidents.policy import Case, decide
@@ -120,8 +121,16 @@ def close_segment(run: SegmentRun, *, failed: StepFailed | None = None, message:
     close = _close(ledger, run, failed, message)
     with contextlib.suppress(KeyExists):
         ledger.put(ledger.close_key(run.segment, run.run_index), close)
+    if close.outcome is Outcome.ACCEPTED:
+        _apply_retention(ledger)
     logger.warning("segment_closed segment=%s outcome=%s message=%s", run.segment, close.outcome, close.message)
     return close
+
+
+def _apply_retention(ledger: Ledger) -> None:
+    settings = ledger.config().checkpoint
+    for status in prune(ledger, keep_last=settings.keep_last, keep_every=settings.keep_every, is_dry_run=False):
+        logger.info("checkpoint_pruned name=%s step=%s", status.manifest.name, status.manifest.step)
 
 
 def _close(ledger: Ledger, run: SegmentRun, failed: StepFailed | None, message: str) -> SegmentClosed:

@@ -4,6 +4,7 @@ Opening an attempt takes the token first, so that older writers are fenced, and 
 that passes: candidates are judged newest first by the ordinary validation stage until one is accepted.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -223,7 +224,8 @@ def _put_resume_point(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened, c
         decided_ns=time.time_ns(),
         spans=(Span(part=Part.VALIDATION, start_ns=started_ns, end_ns=time.time_ns()),),
     )
-    ledger.put(ledger.resume_key(run.segment, attempt.attempt), point)
+    with contextlib.suppress(KeyExists):  # another try of this task decided the same a moment ago
+        ledger.put(ledger.resume_key(run.segment, attempt.attempt), point)
     logger.info("resume_point_chosen segment=%s attempt=%s step=%s", run.segment, attempt.attempt, point.step)
 
 

@@ -22,13 +22,15 @@ from prunella.faults import FaultSwitch, parse
 from prunella.launch import local
 from prunella.launch.handle import Handle, read
 from prunella.launch.local import Launch
+from prunella.ledger import Ledger
 from prunella.records import DataPrepRecord, DataPrepRequest, FailedRecord, Stage
 from prunella.storage import FolderStore
 from unit.orchestration.story import Story
 
 _CONFIG = Config(data=DataConfig(inputs=("/no/such/corpus",)))
-#: How long the store of a held stage stays away: longer than two stages need to start on a busy machine.
-_HELD_S = 4.0
+OUTPUT = "experiments/demo/segments/0000/runs/00/data_prep.json"
+#: How long the store of a held stage stays away: longer than any test, each of which kills its stage.
+_HELD_S = 60.0
 
 
 @pytest.fixture
@@ -51,13 +53,13 @@ def held_launch(tmp_path: Path) -> Iterator[Launch]:
 
 def launch_under(folder: Path, *, faults: tuple[str, ...]) -> Launch:
     story = Story(root=str(folder / "root"), config=_CONFIG).begin(faults)
-    key = f"{story.ledger.segment_prefix(0)}/runs/00/data_prep.request.json"
+    key = OUTPUT.replace(".json", ".request.json")
     request = DataPrepRequest(
         stage=Stage.DATA_PREP,
         root=story.root,
         experiment=story.name,
         config_digest=codec.digest(_CONFIG),
-        output=output_key(story),
+        output=OUTPUT,
     )
     story.ledger.put(key, request)
     return Launch(
@@ -68,10 +70,6 @@ def launch_under(folder: Path, *, faults: tuple[str, ...]) -> Launch:
         log=folder / "stage.log",
         node="node-0",
     )
-
-
-def output_key(story: Story) -> str:
-    return f"{story.ledger.segment_prefix(0)}/runs/00/data_prep.json"
 
 
 def kill(launch: Launch) -> None:
@@ -93,8 +91,9 @@ def wait(handle: Handle, launch: Launch) -> list[str]:
 
 
 def record_of(launch: Launch) -> DataPrepRecord | FailedRecord | None:
-    story = Story(root=launch.root)
-    return story.ledger.find_stage_record(DataPrepRecord, output_key(story))
+    """What the stage answered, read past the simulated outage."""
+    ledger = Ledger(FolderStore(launch.root), "demo")
+    return ledger.find_stage_record(DataPrepRecord, OUTPUT)
 
 
 # ------------------------------------------------------------------------------------------------ starting and attaching
@@ -116,12 +115,9 @@ def test_a_second_launch_attaches_to_the_running_stage(held_launch: Launch) -> N
     first = start(held_launch)
 
     second = start(held_launch)
-    is_alive = second.is_alive
-    wait(second, held_launch)
 
-    assert is_alive
     assert second == first
-    assert isinstance(record_of(held_launch), FailedRecord)
+    assert second.is_alive
 
 
 def test_a_stage_is_no_part_of_the_session_that_started_it(held_launch: Launch) -> None:
@@ -130,18 +126,18 @@ def test_a_stage_is_no_part_of_the_session_that_started_it(held_launch: Launch) 
     assert os.getsid(handle.pid) == handle.pid != os.getsid(0)
 
 
-def test_racing_launches_start_one_stage_only(held_launch: Launch) -> None:
+def test_racing_launches_start_one_stage_only(launch: Launch) -> None:
     handles: list[Handle] = []
-    racers = [threading.Thread(target=lambda: handles.append(start(held_launch))) for _ in range(2)]
+    racers = [threading.Thread(target=lambda: handles.append(start(launch))) for _ in range(2)]
 
     for racer in racers:
         racer.start()
     for racer in racers:
         racer.join()
-    wait(handles[0], held_launch)
+    wait(handles[0], launch)
 
     assert handles[0] == handles[1]
-    assert held_launch.log.read_text().count("stage_started") == 1
+    assert launch.log.read_text().count("stage_started") == 1
 
 
 def test_a_killed_stage_is_over_without_a_record_and_is_not_started_again(held_launch: Launch) -> None:
@@ -236,7 +232,7 @@ def test_stopping_a_process_that_is_gone_hits_nobody_with_its_pid() -> None:
 def test_a_log_line_is_passed_on_once_and_only_when_it_is_complete(tmp_path: Path) -> None:
     log, lines = tmp_path / "log", list[str]()
     log.write_text("one\ntw")
-    handle = started("print('ready', flush=True); input()".replace("input()", ""), log)
+    handle = started("print('ready', flush=True)", log)
 
     local.wait(handle, log=log, on_line=lines.append)
 

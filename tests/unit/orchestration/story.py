@@ -228,7 +228,8 @@ class Story:
         self.ask(attempt, stage)
         self.put_record(attempt, stage, failed(stage, cause))
 
-    def candidate(self, step: int, *, segment: int = 0, attempt: int = 0, index: int = 0) -> CheckpointRef:
+    def candidate(self, step: int, *, segment: int = 0, attempt: int = 0, index: int = 0, written_s: int = 4) -> CheckpointRef:
+        """A committed checkpoint, `written_s` seconds after the opening. Indices are dense."""
         manifest = CheckpointManifest(
             name=f"{segment:04d}-{attempt:02d}-{index:04d}",
             experiment=self.name,
@@ -242,7 +243,7 @@ class Story:
             metrics=(),
             probe_loss_nats=5.0,
             torch_version="2.13.0",
-            written_ns=OPENED_NS + (3 + index) * SECOND,
+            written_ns=OPENED_NS + written_s * SECOND,
         )
         self.ledger.put(self.ledger.manifest_key(manifest.name), manifest)
         return self.ledger.ref(manifest)

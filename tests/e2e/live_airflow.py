@@ -1,0 +1,94 @@
+"""A live Airflow for tests: started once, its services restarted when they die, its experiments watched through the ledger."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from e2e.campaign import CONFIGURATION
+from prunella.ledger import Ledger
+from prunella.orchestration import live
+from prunella.orchestration.claim import next_segment, run_id_for
+from prunella.orchestration.services import Supervisor
+from prunella.orchestration.submit import Submission, open_experiment
+
+DAG_ID = "pretrain_segment"
+
+
+@dataclass(frozen=True)
+class LiveAirflow:
+    """A running Airflow, and the folder it works in."""
+
+    settings: live.LiveSettings
+    api: live.AirflowApi
+    supervisor: Supervisor
+
+    def open(self, name: str, *options: str, segments: int, schedule: str, faults: tuple[str, ...] = ()) -> Ledger:
+        """Open a small experiment under the live root."""
+        configuration = self.settings.folder / "experiment.toml"
+        configuration.write_text(CONFIGURATION)
+        return open_experiment(
+            Submission(
+                root=str(self.settings.root),
+                experiment=name,
+                config_file=str(configuration),
+                segments=segments,
+                schedule=schedule,
+                faults=faults,
+                assignments=options,
+            )
+        )
+
+    def trigger(self, ledger: Ledger) -> str:
+        """Start the experiment's next DAG run, as the command line does."""
+        segment = next_segment(ledger)
+        assert segment is not None
+        conf = {"root": ledger.store.root, "experiment": ledger.name}
+        return self.api.trigger(DAG_ID, conf=conf, run_id=run_id_for(ledger, segment))
+
+
+@contextmanager
+def live_airflow(folder: Path, *, with_mlflow: bool = False) -> Iterator[LiveAirflow]:
+    """Airflow up and ready; everything it started is gone afterwards."""
+    inherited = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("AIRFLOW")}
+    scratch = os.environ.get("PRUNELLA_SCRATCH")
+    os.environ["PRUNELLA_SCRATCH"] = str(folder / "scratch")
+    settings = live.settings_for(folder, with_mlflow=with_mlflow)
+    try:
+        with live.start(settings) as supervisor:
+            api = live.AirflowApi(settings.airflow_url, live.USER, live.password(settings))
+            api.wait_until_ready(DAG_ID)
+            yield LiveAirflow(settings=settings, api=api, supervisor=supervisor)
+    finally:
+        for process in processes_under(folder):
+            process.kill()
+        os.environ.update(inherited)
+        if scratch is not None:
+            os.environ["PRUNELLA_SCRATCH"] = scratch
+
+
+def processes_under(folder: Path) -> list[psutil.Process]:
+    """Every process whose command line or Airflow home names the folder: services, tasks, stages, agents, ranks."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            is_ours = str(folder) in " ".join(process.cmdline()) or process.environ().get("AIRFLOW_HOME", "").startswith(
+                str(folder)
+            )
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+        if is_ours and process.pid != os.getpid():
+            found.append(process)
+    return found
+
+
+def wait_until_complete(ledger: Ledger, timeout_s: float) -> None:
+    """Wait for the last accepted close."""
+    deadline = time.monotonic() + timeout_s
+    while next_segment(ledger) is not None:
+        assert time.monotonic() < deadline, f"{ledger.name} did not complete within {timeout_s} s"
+        time.sleep(0.5)

@@ -1,0 +1,146 @@
+"""Each DAG file is a test: it imports, it documents itself, and it has exactly the edges of the graph.
+
+Airflow is imported once, by the fixture of this module; no other module of the unit tests does.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunella.orchestration import graph
+from prunella.orchestration.airflow_home import dags_folder
+from prunella.records import Action
+
+DAGS = dags_folder()
+FILES = sorted(DAGS.glob("*.py"))
+NAMES = [path.stem for path in FILES]
+HEAVY = ("torch", "mlflow", "pandas", "boto3", "kfp")
+
+
+@pytest.fixture(scope="module")
+def bag() -> Any:
+    """Airflow's own view of the DAG files."""
+    from airflow.dag_processing.dagbag import DagBag
+
+    return DagBag(dag_folder=str(DAGS))
+
+
+def test_the_dag_files_are_where_airflow_is_told_to_look() -> None:
+    assert NAMES == ["advance_experiments", "pretrain_segment", "sweep_fleet"]
+
+
+def test_every_dag_file_imports_without_an_error(bag: Any) -> None:
+    assert bag.import_errors == {}
+    assert sorted(bag.dags) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_dag_carries_its_runbook(bag: Any, name: str) -> None:
+    text = bag.dags[name].doc_md
+
+    assert "## What it does" in text
+    assert "## What pages a person" in text
+    assert "## How to" in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_defaults_of_a_form_are_valid(bag: Any, name: str) -> None:
+    bag.dags[name].params.validate()
+
+
+@pytest.mark.parametrize("name", ["advance_experiments", "sweep_fleet"])
+def test_a_scheduled_dag_runs_without_being_asked_and_never_twice_at_once(bag: Any, name: str) -> None:
+    dag = bag.dags[name]
+
+    assert dag.schedule is not None
+    assert not dag.catchup
+    assert dag.max_active_runs == 1
+    assert dag.is_paused_upon_creation is False
+
+
+def test_a_segment_is_never_started_by_a_timetable(bag: Any) -> None:
+    assert bag.dags["pretrain_segment"].schedule is None
+
+
+def test_the_dag_has_exactly_the_edges_of_the_graph(bag: Any) -> None:
+    dag = bag.dags["pretrain_segment"]
+
+    edges = {(task.task_id, below) for task in dag.tasks for below in task.downstream_task_ids}
+
+    assert edges == graph.edges()
+
+
+def test_every_branch_is_labelled_with_its_name(bag: Any) -> None:
+    labels = bag.dags["pretrain_segment"].edge_info
+
+    for rung in range(graph.RUNGS):
+        of_verdict = labels[graph.in_rung(rung, "verdict")]
+        assert {name: info["label"] for name, info in of_verdict.items()} == {
+            graph.in_rung(rung, branch): branch.replace("_", " ") for branch in graph.branches(rung)
+        }
+
+
+def test_steps_that_report_failures_run_whatever_happened_before_them(bag: Any) -> None:
+    dag = bag.dags["pretrain_segment"]
+    always = [graph.Step.CLOSE_SEGMENT, *(graph.in_rung(rung, "verdict") for rung in range(graph.RUNGS))]
+
+    assert {dag.get_task(name).trigger_rule for name in always} == {"all_done"}
+
+
+def test_a_question_has_a_time_out_and_a_safe_default(bag: Any) -> None:
+    for rung in range(graph.RUNGS - 1):
+        ask = bag.dags["pretrain_segment"].get_task(graph.in_rung(rung, Action.ASK))
+
+        assert ask.defaults == ["Stop here"]
+        assert ask.execution_timeout is not None or ask.response_timeout is not None
+        assert set(ask.options_mapping.values()) == set(graph.successors(rung, Action.ASK))
+
+
+def test_the_form_has_a_section_and_a_description_for_every_field(bag: Any) -> None:
+    params = bag.dags["pretrain_segment"].params
+
+    for name in params:
+        schema = params.get_param(name)
+        assert schema.description, name
+        assert schema.schema.get("section"), name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("experiment", "Not A Name"), ("segments", 0), ("segments", "three"), ("schedule", "hourly"), ("faults", "kill")],
+)
+def test_a_form_refuses_what_cannot_be_meant(bag: Any, name: str, value: object) -> None:
+    from airflow.sdk.exceptions import ParamValidationError
+
+    param = bag.dags["pretrain_segment"].params.get_param(name)
+
+    with pytest.raises(ParamValidationError):
+        param.resolve(value)
+
+
+@pytest.fixture(scope="module")
+def loaded_modules() -> dict[str, list[str]]:
+    """For each DAG file, which heavy libraries a fresh process has loaded once it imported the file (cumulatively)."""
+    program = (
+        "import importlib.util, json, sys\n"
+        "found = {}\n"
+        "for path in sys.argv[1:]:\n"
+        "    spec = importlib.util.spec_from_file_location('dag_under_test', path)\n"
+        "    spec.loader.exec_module(importlib.util.module_from_spec(spec))\n"
+        f"    found[path] = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "print('FOUND ' + json.dumps(found))\n"
+    )
+    command = [sys.executable, "-c", program, *map(str, FILES)]
+    answer = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=True)
+    line = next(line for line in answer.stdout.splitlines() if line.startswith("FOUND "))
+    return json.loads(line.removeprefix("FOUND "))
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_parsing_a_dag_file_loads_nothing_heavy(loaded_modules: dict[str, list[str]], path: Path) -> None:
+    assert loaded_modules[str(path)] == []

@@ -1,0 +1,95 @@
+"""Services are kept alive like an init system would, and end with whoever keeps them."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from prunella.errors import PrunellaError
+from prunella.orchestration.services import Service, Supervisor
+
+_WAIT_S = 20.0
+SLEEPER = (sys.executable, "-c", "import signal; print('up', flush=True); signal.pause()")
+STUBBORN = (
+    sys.executable,
+    "-c",
+    "import signal, subprocess, sys\n"
+    "child = subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()'])\n"
+    "print(child.pid, flush=True)\n"
+    "signal.pause()",
+)
+
+
+def eventually(is_met: Callable[[], bool]) -> bool:
+    """Whether a condition about other processes came true within 20 s."""
+    deadline = time.monotonic() + _WAIT_S
+    while not is_met():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def is_running(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_every_service_runs_in_a_session_of_its_own_with_its_log_and_environment(tmp_path: Path) -> None:
+    program = "import os, signal; print(os.environ['WORD'], flush=True); signal.pause()"
+    service = Service(name="a", command=(sys.executable, "-c", program), environment={"WORD": "hello"})
+
+    with Supervisor((service, Service(name="b", command=SLEEPER)), tmp_path / "logs") as supervisor:
+        pids = supervisor.pids
+        has_logged = eventually(lambda: (tmp_path / "logs" / "a.log").read_text() == "hello\n")
+        sessions = {os.getsid(pid) for pid in pids.values()}
+
+    assert has_logged
+    assert set(pids) == {"a", "b"}
+    assert sessions == set(pids.values())
+
+
+def test_a_killed_service_is_started_again_and_the_others_are_left_alone(tmp_path: Path) -> None:
+    services = (Service(name="a", command=SLEEPER), Service(name="b", command=SLEEPER))
+
+    with Supervisor(services, tmp_path) as supervisor:
+        before = supervisor.pids
+        os.kill(before["a"], signal.SIGKILL)
+        is_replaced = eventually(lambda: supervisor.pids["a"] != before["a"])
+        after = supervisor.pids
+        is_up = eventually(lambda: (tmp_path / "a.log").read_text().count("up") >= 1)
+
+    assert is_replaced
+    assert is_up
+    assert after["b"] == before["b"]
+
+
+def test_all_services_end_with_their_supervisor(tmp_path: Path) -> None:
+    services = (Service(name="a", command=SLEEPER), Service(name="b", command=SLEEPER))
+
+    with Supervisor(services, tmp_path) as supervisor:
+        pids = supervisor.pids
+
+    assert [is_running(pid) for pid in pids.values()] == [False, False]
+
+
+def test_what_a_service_started_ends_with_it(tmp_path: Path) -> None:
+    with Supervisor((Service(name="a", command=STUBBORN),), tmp_path):
+        assert eventually(lambda: (tmp_path / "a.log").read_text().endswith("\n"))
+        child = int((tmp_path / "a.log").read_text())
+
+    assert eventually(lambda: not is_running(child))
+
+
+def test_a_program_that_is_not_there_is_an_error_and_nothing_stays_behind(tmp_path: Path) -> None:
+    services = (Service(name="a", command=SLEEPER), Service(name="b", command=("/no/such/program",)))
+    supervisor = Supervisor(services, tmp_path)
+
+    with pytest.raises(PrunellaError, match=r"could not be started: .*/no/such/program"):
+        supervisor.__enter__()
+
+    assert eventually(lambda: not is_running(supervisor.pids["a"]))
