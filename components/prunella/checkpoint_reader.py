@@ -104,6 +104,12 @@ def read_manifest(ledger: Ledger, ref: CheckpointRef) -> CheckpointManifest:
         raise CheckpointInvalid(
             f"checkpoint {ref.name}: expected one of experiment {ledger.name!r}, found one of {manifest.experiment!r}; {_NEXT}"
         )
+    known = ledger.config_digests()
+    if manifest.config_digest not in known:
+        raise CheckpointInvalid(
+            f"checkpoint {ref.name}: foreign: expected one written under the configuration of this experiment "
+            f"({', '.join(sorted(digest[:12] for digest in known))}), found {manifest.config_digest[:12]}; {_NEXT}"
+        )
     return manifest
 
 

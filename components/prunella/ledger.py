@@ -18,6 +18,7 @@ import hashlib
 import re
 from typing import TypeVar
 
+from prunella import codec
 from prunella import config as configuration
 from prunella import faults as fault_module
 from prunella.config import Config, StorageConfig
@@ -137,6 +138,13 @@ class Ledger:
         for directive in self.directives():
             config = configuration.replace(config, segments=directive.segments)
         return config
+
+    def config_digests(self) -> frozenset[str]:
+        """Digests of every configuration the experiment ever had: as opened, and after each extension."""
+        record, directives = self.experiment(), self.directives()
+        opened = configuration.from_mapping(record.config, self.experiment_key)
+        extended = (configuration.replace(opened, segments=d.segments) for d in directives if d.segments is not None)
+        return frozenset([record.config_digest, *(codec.digest(config) for config in extended)])
 
     def directives(self) -> list[Directive]:
         """Explicit changes by an operator, oldest first."""

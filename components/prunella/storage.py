@@ -126,7 +126,7 @@ class FolderStore:
     def set_aside(self, key: str) -> str:
         target = f"set-aside/{key}.{time.time_ns()}"
         with self._translated(key):
-            self._path(target).parent.mkdir(parents=True, exist_ok=True)
+            self._make_folder(self._path(target).parent)
             os.rename(self._path(key), self._path(target))
         return target
 
@@ -137,8 +137,7 @@ class FolderStore:
         final = self._path(key)
         temporary = final.parent / f"{_TEMPORARY}-{uuid.uuid4().hex}"
         with self._translated(key):
-            self._check_root()
-            final.parent.mkdir(parents=True, exist_ok=True)
+            self._make_folder(final.parent)
             try:
                 write(temporary)
                 _fsync(temporary)
@@ -146,6 +145,14 @@ class FolderStore:
                 _fsync(final.parent)
             finally:
                 temporary.unlink(missing_ok=True)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder below the root, level by level: a root that went away a moment ago must not come back empty."""
+        if folder == self._root or folder.is_dir():
+            return
+        self._make_folder(folder.parent)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
 
     def _check_root(self) -> bool:
         """False, for an object that is not there under a root that is."""

@@ -17,7 +17,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from prunella.errors import ConfigError
 from prunella.launch.handle import Handle
-from prunella.orchestration import closing, graph, judging, opening, stages
+from prunella.orchestration import closing, graph, judging, opening, signals, stages
 from prunella.orchestration.claim import SegmentRun, claim, next_segment, read_claim, run_id_for
 from prunella.orchestration.opening import StepFailed
 from prunella.orchestration.publishing import publish_apart
@@ -80,6 +80,8 @@ class SegmentStep(BaseOperator, SkipMixin):
         raise NotImplementedError
 
     def execute(self, context: Any) -> Any:
+        if context["params"].get("unattended"):
+            signals.take_sigterm_as_interrupt()
         try:
             return self.work(self.run_of(context), context)
         except NotReached as skipped:

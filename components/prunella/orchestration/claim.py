@@ -3,10 +3,12 @@
 import logging
 import time
 from dataclasses import dataclass
+from typing import Any
 
+from prunella import codec
 from prunella.errors import ConfigError, KeyExists
 from prunella.ledger import Ledger, open_ledger
-from prunella.records import AttemptOpened, SegmentOpened
+from prunella.records import AttemptOpened, SegmentOpened, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,20 @@ class SegmentRun:
         """The newest attempt of this run; None when it opened none."""
         attempts = [a for a in ledger.attempts(self.segment) if a.run_index == self.run_index]
         return attempts[-1] if attempts else None
+
+
+def addressed(run: SegmentRun, ledger: Ledger, attempt: AttemptOpened, stage: Stage, name: str) -> dict[str, Any]:
+    """The fields that every request on behalf of an attempt has in common. `name` is the record's, under the attempt."""
+    return {
+        "stage": stage,
+        "root": run.root,
+        "experiment": run.experiment,
+        "config_digest": codec.digest(ledger.config()),
+        "output": ledger.record_key(run.segment, attempt.attempt, name),
+        "segment": run.segment,
+        "attempt": attempt.attempt,
+        "run_index": run.run_index,
+    }
 
 
 def next_segment(ledger: Ledger) -> int | None:

@@ -9,14 +9,13 @@ import logging
 import os
 import time
 
-from prunella import codec
 from prunella.checkpoint_history import prune
 from prunella.errors import Cause, KeyExists
 from prunella.incidents.diagnose import from_failure
 from prunella.incidents.policy import Case, decide
 from prunella.ledger import Ledger
 from prunella.orchestration.ask_stage import Asking, ask, vanishings
-from prunella.orchestration.claim import SegmentRun, next_segment
+from prunella.orchestration.claim import SegmentRun, addressed, next_segment
 from prunella.orchestration.judging import accepted_records
 from prunella.orchestration.opening import RELAUNCHES, OnStart, StepFailed, dataset, scratch_of
 from prunella.orchestration.publishing import published
@@ -49,14 +48,7 @@ def evaluate(run: SegmentRun, on_start: OnStart) -> str:
     ledger = run.ledger()
     attempt, _ = _accepted(ledger, run)
     request = EvaluateRequest(
-        stage=Stage.EVALUATION,
-        root=run.root,
-        experiment=run.experiment,
-        config_digest=codec.digest(ledger.config()),
-        output=ledger.record_key(run.segment, attempt.attempt, EVALUATION),
-        segment=run.segment,
-        attempt=attempt.attempt,
-        run_index=run.run_index,
+        **addressed(run, ledger, attempt, Stage.EVALUATION, EVALUATION),
         checkpoint=last_checkpoint(ledger, run, attempt),
         dataset=dataset(ledger).fingerprint,
         baseline=_baseline(ledger, run.segment),

@@ -19,7 +19,7 @@ from prunella.launch import handle as handles
 from prunella.launch import local
 from prunella.ledger import Ledger
 from prunella.orchestration.ask_stage import Asking, ask
-from prunella.orchestration.claim import SegmentRun
+from prunella.orchestration.claim import SegmentRun, addressed
 from prunella.orchestration.judging import settle
 from prunella.records import (
     AttemptOpened,
@@ -174,8 +174,8 @@ def open_attempt(run: SegmentRun, rung: int) -> tuple[str, ...]:
     attempt = run.attempt(ledger, rung) or _take_token(ledger, run, rung, config)
     if ledger.resume_point(run.segment, attempt.attempt) is None:
         _repair_data(ledger, run, attempt)
-        _put_resume_point(ledger, run, attempt, config)
-    return tuple(_request_gate(ledger, run, attempt, node.name, config) for node in attempt.nodes)
+        _put_resume_point(ledger, run, attempt)
+    return tuple(_request_gate(ledger, run, attempt, node.name) for node in attempt.nodes)
 
 
 def _take_token(ledger: Ledger, run: SegmentRun, rung: int, config: Config) -> AttemptOpened:
@@ -206,13 +206,13 @@ def _repair_data(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened) -> Non
     logger.warning("dataset_repaired record=%s", record)
 
 
-def _put_resume_point(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened, config: Config) -> None:
+def _put_resume_point(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened) -> None:
     started_ns = time.time_ns()
     rejected: list[CheckpointRef] = []
     chosen: CheckpointRef | None = None
     for manifest in recent_checkpoints(ledger, run.segment):
         ref = ledger.ref(manifest)
-        if _passes(ledger, run, attempt, ref, config):
+        if _passes(ledger, run, attempt, ref):
             chosen = ref
             break
         rejected.append(ref)
@@ -252,11 +252,11 @@ def is_verified(ledger: Ledger, name: str) -> bool:
     return verdict is not None and verdict.verdict is Verdict.ACCEPTED
 
 
-def _passes(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened, ref: CheckpointRef, config: Config) -> bool:
+def _passes(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened, ref: CheckpointRef) -> bool:
     known = ledger.validation(ref.name)
     if known is not None:
         return known.verdict is Verdict.ACCEPTED
-    record = validate(ledger, run, attempt, ref, config, name=f"checkpoint_validation-{ref.name}")
+    record = validate(ledger, run, attempt, ref, name=f"checkpoint_validation-{ref.name}")
     return record is not None and record.verdict is Verdict.ACCEPTED
 
 
@@ -265,21 +265,13 @@ def validate(
     run: SegmentRun,
     attempt: AttemptOpened,
     ref: CheckpointRef,
-    config: Config,
     *,
     name: str,
     on_start: OnStart = lambda handle: None,
 ) -> StageRecord | None:
     """Have a candidate judged by the validation stage, on behalf of an attempt."""
     request = ValidateRequest(
-        stage=Stage.CHECKPOINT_VALIDATION,
-        root=run.root,
-        experiment=run.experiment,
-        config_digest=codec.digest(config),
-        output=ledger.record_key(run.segment, attempt.attempt, name),
-        segment=run.segment,
-        attempt=attempt.attempt,
-        run_index=run.run_index,
+        **addressed(run, ledger, attempt, Stage.CHECKPOINT_VALIDATION, name),
         inputs={ledger.manifest_key(ref.name): ref.manifest_sha256},
         candidate=ref,
         dataset=dataset(ledger).fingerprint,
@@ -295,18 +287,11 @@ def skipped_windows(ledger: Ledger, segment: int) -> tuple[Window, ...]:
     return tuple(window for decision in decisions if decision is not None for window in decision.skip)
 
 
-def _request_gate(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened, node: str, config: Config) -> str:
+def _request_gate(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened, node: str) -> str:
     name = f"gate_node-{node}"
     key = ledger.request_key(run.segment, attempt.attempt, name)
     request = GateNodeRequest(
-        stage=Stage.GATE_NODE,
-        root=run.root,
-        experiment=run.experiment,
-        config_digest=codec.digest(config),
-        output=ledger.record_key(run.segment, attempt.attempt, name),
-        segment=run.segment,
-        attempt=attempt.attempt,
-        run_index=run.run_index,
+        **addressed(run, ledger, attempt, Stage.GATE_NODE, name),
         nodes=attempt.nodes,
         node=node,
     )

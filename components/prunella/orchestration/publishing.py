@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prunella.errors import TrackingUnavailable
 from prunella.launch.local import interpreter
 from prunella.ledger import Ledger
 from prunella.scratch import write_atomically
@@ -34,10 +35,15 @@ class Published:
         return f"{address.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 
 
+def _folder(ledger: Ledger) -> Path:
+    return Path(ledger.store.root) / "published" / ledger.name
+
+
 def folder(ledger: Ledger) -> Path:
-    """Where the published files of an experiment lie, created if absent."""
-    path = Path(ledger.store.root) / "published" / ledger.name
-    path.mkdir(parents=True, exist_ok=True)
+    """Where the published files of an experiment lie, created if absent. Raises OSError; never makes the root itself."""
+    path = _folder(ledger)
+    for level in (path.parent, path):
+        level.mkdir(exist_ok=True)
     return path
 
 
@@ -48,7 +54,7 @@ def report_path(ledger: Ledger) -> Path:
 
 def published(ledger: Ledger) -> Published | None:
     """Where the last mirror put the experiment; None before the first."""
-    path = folder(ledger) / "mlflow.json"
+    path = _folder(ledger) / "mlflow.json"
     return Published(**json.loads(path.read_text())) if path.exists() else None
 
 
@@ -62,8 +68,18 @@ def publish(ledger: Ledger) -> Published:
     """Write the report, then bring MLflow up to date with it attached.
 
     Raises:
-        TrackingUnavailable: MLflow could not be reached; the report is written all the same.
+        TrackingUnavailable: MLflow could not be reached; the report is written all the same. Or there is no room for it.
     """
+    try:
+        return _publish(ledger)
+    except OSError as error:
+        raise TrackingUnavailable(
+            f"nothing can be published under {_folder(ledger)} ({error.strerror or error}); training does not need it: "
+            "make room, then run `prunella publish`"
+        ) from error
+
+
+def _publish(ledger: Ledger) -> Published:
     from prunella.tracking.mirror import mirror
     from prunella.tracking.report import write_report
 
@@ -89,6 +105,13 @@ def publish_apart(ledger: Ledger, *, is_awaited: bool) -> None:
         is_awaited: wait for it, within its time. Between two segments nobody waits: training goes on, and the next
             publication says everything again. Two at once take turns.
     """
+    try:
+        _start_publishing(ledger, is_awaited=is_awaited)
+    except OSError as error:
+        logger.warning("publishing_not_started error=%s", error)
+
+
+def _start_publishing(ledger: Ledger, *, is_awaited: bool) -> None:
     timeout_s = ledger.config().tracking.timeout_s
     command = [interpreter(), "-m", "prunella", "publish", "--root", ledger.store.root, "--experiment", ledger.name]
     with (folder(ledger) / "publish.log").open("ab") as log:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from prunella import faults
-from prunella.errors import PrunellaError
+from prunella.errors import StorageError
 from prunella.ledger import Ledger
-from prunella.orchestration import airflow_home, closing
+from prunella.orchestration import airflow_home, closing, signals
 from prunella.orchestration.claim import next_segment, run_id_for
 from prunella.orchestration.submit import Submission, open_experiment
 from prunella.records import SegmentClosed
@@ -46,8 +46,19 @@ def run_experiment(submission: Submission) -> RunResult:
     ledger = open_experiment(submission)
     if next_segment(ledger) is None:
         return _result(ledger, "complete already")
-    with tempfile.TemporaryDirectory(prefix="prunella-airflow-") as home:
-        return _result(ledger, _run_segments(ledger, _load_dag(Path(home))))
+    signals.take_sigterm_as_interrupt()
+    try:
+        with tempfile.TemporaryDirectory(prefix="prunella-airflow-") as home:
+            return _result(ledger, _run_segments(ledger, _load_dag(Path(home))))
+    except KeyboardInterrupt:
+        return _unfinished("interrupted")
+    except StorageError as error:
+        return _unfinished(str(error))
+
+
+def _unfinished(why: str) -> RunResult:
+    message = f"{why}; not complete: the same command goes on from the newest checkpoint that passes"
+    return RunResult(is_complete=False, message=message, unfired=())
 
 
 def _run_segments(ledger: Ledger, dag: Any) -> str:
@@ -61,7 +72,7 @@ def _run_segments(ledger: Ledger, dag: Any) -> str:
         dag.test(logical_date=None, run_conf=conf)
         close = ledger.closed(segment, run_index)
         if close is None:
-            raise PrunellaError(f"DAG run {run_id} ended without a close; the log above has the reason; run the command again")
+            return f"DAG run {run_id} ended without a close; the log above has the reason; run the command again"
         if not closing.may_continue(ledger, close) and next_segment(ledger) is not None:
             return _why(close)
     return "complete"

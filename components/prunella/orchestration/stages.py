@@ -5,7 +5,6 @@ A step whose predecessor was not accepted is skipped: it raises `NotReached`, an
 
 import logging
 
-from prunella import codec
 from prunella.errors import PrunellaError
 from prunella.fleet.gate_results import apply_gate_fabric, apply_gate_node
 from prunella.fleet.lifecycle import Fleet
@@ -13,7 +12,7 @@ from prunella.launch import local
 from prunella.launch.handle import Handle
 from prunella.ledger import Ledger
 from prunella.orchestration.ask_stage import Asking, ask
-from prunella.orchestration.claim import SegmentRun
+from prunella.orchestration.claim import SegmentRun, addressed
 from prunella.orchestration.opening import RELAUNCHES, OnStart, dataset, scratch_of, validate
 from prunella.records import (
     AttemptOpened,
@@ -63,14 +62,7 @@ def gate_fabric(run: SegmentRun, rung: int, on_start: OnStart) -> str:
     config = ledger.config()
     attempt = _opened(ledger, run, rung)
     request = GateFabricRequest(
-        stage=Stage.GATE_FABRIC,
-        root=run.root,
-        experiment=run.experiment,
-        config_digest=codec.digest(config),
-        output=ledger.record_key(run.segment, attempt.attempt, Stage.GATE_FABRIC),
-        segment=run.segment,
-        attempt=attempt.attempt,
-        run_index=run.run_index,
+        **addressed(run, ledger, attempt, Stage.GATE_FABRIC, Stage.GATE_FABRIC),
         nodes=_survivors(ledger, run, attempt),
         wanted=config.nodes,
     )
@@ -100,14 +92,7 @@ def train_segment(run: SegmentRun, rung: int, on_start: OnStart) -> str:
     if not isinstance(fabric, GateFabricRecord) or fabric.verdict is not Verdict.ACCEPTED or point is None:
         raise NotReached("the fabric was not admitted; nothing was trained")
     request = TrainRequest(
-        stage=Stage.TRAINING_SEGMENT,
-        root=run.root,
-        experiment=run.experiment,
-        config_digest=codec.digest(config),
-        output=ledger.record_key(run.segment, attempt.attempt, Stage.TRAINING_SEGMENT),
-        segment=run.segment,
-        attempt=attempt.attempt,
-        run_index=run.run_index,
+        **addressed(run, ledger, attempt, Stage.TRAINING_SEGMENT, Stage.TRAINING_SEGMENT),
         nodes=fabric.admitted,
         first_step=point.step + 1,
         last_step=(run.segment + 1) * config.steps_per_segment,
@@ -142,7 +127,7 @@ def validate_checkpoint(run: SegmentRun, rung: int, on_start: OnStart) -> str:
     if not isinstance(train, TrainRecord) or train.verdict is not Verdict.ACCEPTED:
         raise NotReached("the attempt trained nothing that could be validated")
     name = Stage.CHECKPOINT_VALIDATION.value
-    validate(ledger, run, attempt, last_checkpoint(ledger, run, attempt), ledger.config(), name=name, on_start=on_start)
+    validate(ledger, run, attempt, last_checkpoint(ledger, run, attempt), name=name, on_start=on_start)
     return ledger.record_key(run.segment, attempt.attempt, name)
 
 

@@ -110,7 +110,7 @@ def _one_error(uri: str) -> Iterator[None]:
         reason = (str(error).splitlines() or [type(error).__name__])[0].replace(uri, without_password(uri))[:300]
         raise TrackingUnavailable(
             f"MLflow at {without_password(uri)} could not be brought up to date ({reason}); training does not need it: "
-            "the ledger is whole, and the next close or `prunella report` catches up"
+            "the ledger is whole, and the next close or `prunella publish` catches up"
         ) from error
 
 

@@ -86,7 +86,7 @@ def loss_curve(history: History, told: tuple[IncidentStory, ...]) -> str | None:
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("loss (nats a token)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(frameon=False, loc="upper right")
+        axes.legend(loc="upper right", facecolor="white", edgecolor="none", framealpha=1.0)
         return _svg(figure, "Loss by optimizer step")
 
 

@@ -5,6 +5,7 @@ checkpoints, a sample of text. Everything that comes from a record is escaped; a
 """
 
 import logging
+import re
 import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -36,7 +37,7 @@ svg{width:100%;height:auto;display:block}
 svg text{font-family:inherit!important}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(122px,1fr));gap:10px;margin-top:20px}
 .tile{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:12px 14px}
-.tile b{display:block;font-size:19px;white-space:nowrap;font-variant-numeric:tabular-nums;letter-spacing:-.01em}
+.tile b{display:block;font-size:17px;white-space:nowrap;font-variant-numeric:tabular-nums;letter-spacing:-.01em}
 .tile span{color:var(--muted);font-size:13px}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:14px}
@@ -53,7 +54,16 @@ background:var(--wash);white-space:nowrap}
 border:1px solid #0001}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--wash);border:1px solid var(--line);border-radius:8px;
 padding:14px;margin:0;font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,monospace}
-.evidence{min-width:11em;color:var(--muted);font-size:13px;overflow-wrap:anywhere}
+.muted,.evidence{color:var(--muted);font-size:13px}
+.evidence{overflow-wrap:anywhere;padding-top:0}
+.incidents tr:first-child td:nth-child(-n+4){white-space:nowrap}
+.incidents tbody tr:first-child td{border-bottom:0}
+.incidents tbody:not(:last-child) tr:last-child td{border-bottom:1px solid var(--line)}
+.marks{display:flex;flex-wrap:wrap;gap:4px 6px;margin-top:4px}
+.marks span{background:var(--wash);border:1px solid var(--line);border-radius:6px;padding:0 7px;font-size:12px}
+details,.marks+div,.marks+details+div{margin-top:6px}
+summary{cursor:pointer}
+details pre{margin-top:6px}
 @media print{body{background:#fff}section,.tile{break-inside:avoid}}
 """
 
@@ -189,31 +199,63 @@ def _time(spent: TimeAccount) -> str | None:
     return strip + _table(("part", "#time", "#share"), rows)
 
 
-def _incidents(told: tuple[IncidentStory, ...]) -> str | None:
-    phases = tuple(f"#{phase.replace('_', ' ')}" for phase in PHASES)
-    columns = ("#", "what", "culprit", "decision", "#lost steps", "#recovery", *phases)
-    rows = [_incident_row(number, story) for number, story in enumerate(told, start=1)]
-    return _table(columns, rows) if rows else "<p>None.</p>"
+def _incidents(told: tuple[IncidentStory, ...]) -> str:
+    if not told:
+        return "<p>None.</p>"
+    names = ("#no.", "cause", "where", "culprit", "decision", "#lost steps", "#recovery")
+    head = "".join(f'<th class="n">{name[1:]}</th>' if name[0] == "#" else f"<th>{name}</th>" for name in names)
+    bodies = "".join(_incident(number, story, columns=len(names)) for number, story in enumerate(told, start=1))
+    return f'<div class="scroll"><table class="incidents"><thead><tr>{head}</tr></thead>{bodies}</table></div>'
 
 
-def _incident_row(number: int, story: IncidentStory) -> tuple[str, ...]:
+def _incident(number: int, story: IncidentStory, *, columns: int) -> str:
+    """Two rows: what it was and what it cost, then how the time went and what was seen, across the whole table."""
+    attempt = "" if story.attempt is None else f", attempt {story.attempt}"
+    facts = (
+        f'<td class="n">{number}</td><td><b>{escape(story.incident.diagnosis.cause.value)}</b></td>'
+        f"<td>after step {story.after_step}<br>segment {story.segment}{attempt}</td>"
+        f"<td>{escape(story.culprit or 'unknown')}</td>"
+        f"<td>{escape(story.incident.action.value)}<br><span class='muted'>row {escape(story.incident.row)}</span></td>"
+        f'<td class="n">{story.incident.lost_steps}</td>'
+        f'<td class="n">{_seconds(sum(story.recovery_s.values())) if story.recovery_s else "none"}</td>'
+    )
+    seen = f'<td></td><td colspan="{columns - 1}" class="evidence">{_seen(story)}{_phases(story)}</td>'
+    return f"<tbody><tr>{facts}</tr><tr>{seen}</tr></tbody>"
+
+
+def _phases(story: IncidentStory) -> str:
+    if not story.recovery_s:
+        return ""
+    told = ", ".join(f"{phase.replace('_', ' ')} {story.recovery_s[phase]:.2f} s" for phase in PHASES)
+    return f"<div>recovery by phase: {told}</div>"
+
+
+def _seen(story: IncidentStory) -> str:
+    """Message, and the evidence that the message does not quote, short enough to read; the whole text folds out."""
     diagnosis = story.incident.diagnosis
-    where = f"segment {story.segment}" + ("" if story.attempt is None else f", attempt {story.attempt}")
-    evidence = ", ".join(f"{key} {value}" for key, value in diagnosis.evidence.items())
-    what = (
-        f"<b>{escape(diagnosis.cause.value)}</b> after step {story.after_step}, {where}"
-        f'<div class="evidence">{escape(diagnosis.message)}{escape(f" ({evidence})") if evidence else ""}</div>'
-    )
-    seconds = story.recovery_s
-    return (
-        str(number),
-        what,
-        escape(story.culprit or "unknown"),
-        f"{escape(story.incident.action.value)}<div class='evidence'>{escape(story.incident.row)}</div>",
-        str(story.incident.lost_steps),
-        _seconds(sum(seconds.values())) if seconds else "none",
-        *(f"{seconds[phase]:.2f}" if seconds else "" for phase in PHASES),
-    )
+    further = {
+        key: value for key, value in diagnosis.evidence.items() if len(str(value)) < 16 or str(value) not in diagnosis.message
+    }
+    whole = [diagnosis.message, *(f"{key}: {value}" for key, value in further.items())]
+    short = [_shortened(text) for text in whole]
+    marks = "".join(f"<span>{escape(text)}</span>" for text in short[1:])
+    lines = f"{escape(short[0])}<div class='marks'>{marks}</div>"
+    if short == whole:
+        return lines
+    text = escape("\n".join(whole))
+    return f"{lines}<details><summary>the whole text</summary><pre>{text}</pre></details>"
+
+
+_HEX = re.compile(r"\b[0-9a-f]{32,}\b")
+_KEY = re.compile(r"\S+/([^/\s]+)")
+#: Characters of a message or of a piece of evidence shown at first: about three lines of the page. Source: own choice 2026-11.
+_SHOWN = 360
+
+
+def _shortened(text: str) -> str:
+    """Digests to their first eight characters, keys to their last part, and no more than about three lines."""
+    told = _KEY.sub(r"\1", _HEX.sub(lambda found: f"{found[0][:8]}...", text))
+    return told if len(told) <= _SHOWN else f"{told[:_SHOWN].rsplit(' ', 1)[0]} ..."
 
 
 def _gates(history: History) -> str | None:

@@ -253,9 +253,7 @@ def test_a_damaged_data_set_is_repaired_before_the_next_attempt_by_one_process(r
     story = Story(root=root, config=tiny_corpus).begin()
     run = story.open_run()
     prepare_data(run)
-    shard = next(Path(root).glob("datasets/*/train-*.bin"), None) or next(
-        path for path in sorted(Path(root).glob("datasets/*/*")) if "train" in path.name
-    )
+    shard = min(path for path in Path(root).glob("datasets/*/*") if path.name.startswith("train"))
     content = shard.read_bytes()
     shard.write_bytes(content[: len(content) // 2])
     corrupt = incident(Cause.DATA_CORRUPT, Action.RETRY_SAME_NODES)
