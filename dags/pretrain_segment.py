@@ -28,7 +28,6 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.providers.standard.operators.hitl import HITLBranchOperator
 from airflow.sdk import DAG, Label, Param, TaskGroup, TriggerRule
 
-from prunella.config import PolicyConfig
 from prunella.orchestration import airflow_operators as steps
 from prunella.orchestration import graph
 from prunella.orchestration.graph import Step
@@ -139,7 +138,7 @@ with DAG(
                             "Stop here": Step.CLOSE_SEGMENT.value,
                         },
                         defaults="Stop here",
-                        response_timeout=timedelta(seconds=PolicyConfig().ask_timeout_s),
+                        response_timeout=timedelta(seconds=graph.ASK_TIMEOUT_S),
                     )
                 else:
                     taken[branch] = EmptyOperator(task_id=branch)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prunella import faults, logs
+from prunella.cli_summary import show_summary
 from prunella.errors import ConfigError
 from prunella.records import Stage
 
@@ -122,7 +123,7 @@ def demo(folder: Annotated[Path, typer.Option("--dir", help="Folder to work in; 
     logs.configure(level=logging.ERROR)
     started = time.monotonic()
     document = run_demo(folder.absolute(), out)
-    print_summary(document)
+    show_summary(document, out)
     out.print(f"report  {folder / 'report.html'}\nsummary {folder / 'summary.json'}\ntook {time.monotonic() - started:.0f} s")
     raise typer.Exit(0 if document["state"] == "complete" else 1)
 
@@ -193,36 +194,13 @@ def status(
     if as_json:
         print(json.dumps(document, indent=2))
         return
-    print_summary(document)
+    show_summary(document, out)
 
 
 def _ledger(root: str, experiment: str | None) -> Any:
     from prunella.orchestration.submit import find_experiment
 
     return find_experiment(str(Path(root).absolute()) if "://" not in root else root, experiment)
-
-
-def print_summary(document: dict[str, Any]) -> None:
-    """The summary as tables for people."""
-    headline = Table(title="experiment", show_header=False)
-    for key in ("state", "segments", "attempts", "restarts", "steps", "tokens", "first_loss_nats", "final_loss_nats", "ettr"):
-        value = document[key]
-        headline.add_row(key, f"{value:.4f}" if isinstance(value, float) else str(value))
-    out.print(headline)
-    incidents = Table("cause", "culprit", "decision", "lost steps", "recovery s", title="incidents")
-    for incident in document["incidents"]:
-        recovery = incident["recovery_s"] or {}
-        total = sum(value for value in recovery.values() if value is not None)
-        incidents.add_row(
-            incident["cause"], str(incident["culprit"] or ""), incident["decision"], str(incident["lost_steps"]), f"{total:.1f}"
-        )
-    out.print(incidents)
-    parts = Table("part", "s", "%", title="where the time went")
-    elapsed = document["time_s"]["elapsed"] or 1.0
-    for part, seconds in sorted(document["time_s"].items(), key=lambda item: -item[1]):
-        if seconds:
-            parts.add_row(part, f"{seconds:.1f}", f"{100 * seconds / elapsed:.1f}")
-    out.print(parts)
 
 
 @app.command()
@@ -367,7 +345,7 @@ def _is_meant(entry: Any, step: int | None) -> bool:
 # ------------------------------------------------------------------------------------------------ nodes
 
 Node = Annotated[str, typer.Argument(help="Name of the node.")]
-Fleet = Annotated[str | None, typer.Option(help="Fleet file; the default fleet otherwise.")]
+Fleet = Annotated[str | None, typer.Option(help="Fleet file; the experiments' own otherwise.")]
 
 
 @node_app.command("list")
@@ -376,7 +354,7 @@ def node_list(root: Root, fleet: Fleet = None) -> None:
     from prunella.fleet.commands import node_table
 
     table = Table("node", "role", "devices", "state", "owner", "reason")
-    for row in node_table(_store(root), _fleet(fleet)):
+    for row in node_table(_store(root), _fleet(root, fleet)):
         table.add_row(row.name, str(row.role or ""), str(row.devices or ""), row.state, str(row.owner or ""), row.reason or "")
     out.print(table)
 
@@ -386,7 +364,7 @@ def node_cordon(name: Node, root: Root, reason: Annotated[str, typer.Option(help
     """Keep a node out of training."""
     from prunella.fleet.commands import cordon_node
 
-    print(cordon_node(_store(root), _fleet(fleet), name, reason=reason))
+    print(cordon_node(_store(root), _fleet(root, fleet), name, reason=reason))
 
 
 @node_app.command("uncordon")
@@ -400,7 +378,7 @@ def node_uncordon(
     """Return a node: it trains again once it passed a gate."""
     from prunella.fleet.commands import uncordon_node
 
-    print(uncordon_node(_store(root), _fleet(fleet), name, reason=reason, is_override=override))
+    print(uncordon_node(_store(root), _fleet(root, fleet), name, reason=reason, is_override=override))
 
 
 def _store(root: str) -> Any:
@@ -409,11 +387,17 @@ def _store(root: str) -> Any:
     return open_store(str(Path(root).absolute()) if "://" not in root else root)
 
 
-def _fleet(path: str | None) -> Any:
+def _fleet(root: str, path: str | None) -> Any:
+    """The nodes of a fleet file; without one, those of the experiments under the root, or of the default fleet."""
     from prunella.config import Config
     from prunella.fleet.roster import load_fleet
+    from prunella.ledger import list_experiments
 
-    return load_fleet(path, nodes=1 if path else Config().nodes)
+    if path is not None:
+        return load_fleet(path, nodes=1)
+    configs = [_ledger(root, name).config() for name in list_experiments(_store(root))] or [Config()]
+    found = {node.name: node for config in configs for node in load_fleet(config.fleet, nodes=config.nodes)}
+    return tuple(found.values())
 
 
 # ------------------------------------------------------------------------------------------------ faults, recipes

@@ -277,7 +277,6 @@ class PolicyConfig:
     #: A second failure of the same node in one segment replaces it.
     failures_before_replace: int = 2
     unattended: Unattended = Unattended.STOP
-    ask_timeout_s: float = 3600.0
 
     def __post_init__(self) -> None:
         _require(self.ceiling >= 1, "policy.ceiling", "at least 1", self.ceiling)

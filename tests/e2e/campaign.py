@@ -91,6 +91,10 @@ class Campaign:
                 start_new_session=True,
             )
 
+    def prunella(self, *arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+        """Any `prunella` command on this root."""
+        return self._call(*self.command(*arguments), timeout_s=timeout_s)
+
     def digest(self, *options: str) -> str:
         """`prunella checkpoint digest`."""
         done = self._call(*self.command("checkpoint", "digest"), *options, timeout_s=60.0)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunella.config import DataConfig
 from prunella.errors import ConfigError
 from prunella.storage import Store
 
@@ -36,6 +37,26 @@ def resolve_inputs(inputs: tuple[str, ...], store: Store) -> tuple[Source, ...]:
         ConfigError: an input names nothing that exists.
     """
     return tuple(source for name in inputs for source in _resolve(name, store))
+
+
+def check_inputs(settings: DataConfig, store: Store) -> None:
+    """Refuse, before anything is recorded, a corpus that cannot be one. Reads no text.
+
+    Raises:
+        ConfigError: an input or the tokenizer names nothing that exists, or no file behind the inputs holds anything.
+    """
+    if settings.tokenizer is not None and not Path(settings.tokenizer).expanduser().is_file():
+        raise ConfigError(f"data.tokenizer: {settings.tokenizer!r}: no such file; give a tokenizer.json, or none to train one")
+    sources = resolve_inputs(settings.inputs, store)
+    if not any(_holds_something(source.path) for source in sources):
+        raise ConfigError(
+            f"data.inputs {list(settings.inputs)}: expected files with text, found {len(sources)} files, none of which is a "
+            "regular file that can be read and is not empty; correct data.inputs or bring the corpus"
+        )
+
+
+def _holds_something(path: Path) -> bool:
+    return path.is_file() and os.access(path, os.R_OK) and path.stat().st_size > 0
 
 
 def _resolve(name: str, store: Store) -> list[Source]:

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prunella.config import PolicyConfig
 from prunella.errors import ConfigError, PrunellaError
 from prunella.launch import handle as handles
 from prunella.ledger import Ledger, list_experiments, open_ledger
 from prunella.orchestration.claim import next_segment, run_id_for
 from prunella.orchestration.closing import may_continue
+from prunella.orchestration.graph import ASK_TIMEOUT_S
 from prunella.orchestration.opening import run_scratch
 from prunella.records import RECORD_OF, Action, AttemptOpened, SegmentOpened, Stage
 from prunella.scratch import attempt_scratch
@@ -115,7 +115,7 @@ def _signs_of_life_ns(ledger: Ledger, attempt: AttemptOpened) -> Iterator[int]:
     decision = ledger.decision(attempt.segment, attempt.attempt)
     if decision is not None:
         # A person is given this long to answer, and nothing runs meanwhile.
-        wait_s = PolicyConfig().ask_timeout_s if decision.action is Action.ASK else 0.0
+        wait_s = ASK_TIMEOUT_S if decision.action is Action.ASK else 0.0
         yield decision.decided_ns + int(wait_s * 1e9)
 
 

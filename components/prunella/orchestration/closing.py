@@ -16,7 +16,7 @@ from prunella.incidents.policy import Case, decide
 from prunella.ledger import Ledger
 from prunella.orchestration.ask_stage import Asking, ask, vanishings
 from prunella.orchestration.claim import SegmentRun, addressed, next_segment
-from prunella.orchestration.judging import accepted_records
+from prunella.orchestration.judging import accepted_records, attended
 from prunella.orchestration.opening import RELAUNCHES, OnStart, StepFailed, dataset, scratch_of
 from prunella.orchestration.publishing import published
 from prunella.orchestration.stages import NotReached, last_checkpoint
@@ -178,11 +178,11 @@ def _closing_incidents(
     if isinstance(record, FailedRecord):
         return (_incident(from_failure(Stage.EVALUATION, record), Action.ACCEPT, "not_evaluated", record),)
     if isinstance(record, EvaluationRecord) and record.is_regression:
-        return (_regression(ledger, record),)
+        return (_regression(ledger, record, is_unattended=run.is_unattended),)
     return ()
 
 
-def _regression(ledger: Ledger, record: EvaluationRecord) -> Incident:
+def _regression(ledger: Ledger, record: EvaluationRecord, *, is_unattended: bool) -> Incident:
     """The policy's word on a checkpoint that got worse: it decides about the next segment."""
     diagnosis = Diagnosis(cause=Cause.QUALITY_REGRESSION, message=record.regression, confidence=0.9)
     case = Case(
@@ -194,7 +194,7 @@ def _regression(ledger: Ledger, record: EvaluationRecord) -> Incident:
         is_breaker_open=False,
         settings=ledger.config().policy,
     )
-    choice = decide(case)
+    choice = attended(decide(case), ledger.config(), is_unattended=is_unattended)
     return _incident(diagnosis, choice.action, choice.row, record)
 
 
@@ -214,7 +214,7 @@ def _incident(diagnosis: Diagnosis, action: Action, row: str, record: StageRecor
 
 def is_waiting_for_a_person(close: SegmentClosed) -> bool:
     """Whether the policy wants a person's word before the next segment."""
-    return any(incident.action is Action.ASK for incident in close.incidents)
+    return any(incident.action in (Action.ASK, Action.STOP) for incident in close.incidents)
 
 
 def may_continue(ledger: Ledger, close: SegmentClosed) -> bool:

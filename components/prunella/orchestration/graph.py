@@ -16,6 +16,9 @@ from prunella.records import Action
 #: Attempts inside one DAG run. A run that used them all closes; another run of the segment may open, within the ceiling.
 RUNGS = 3
 
+#: How long `ask` waits for a person before it stops, in seconds. Source: own choice 2026-11: someone wakes up within an hour.
+ASK_TIMEOUT_S = 3600.0
+
 RECOVERIES = (Action.RETRY_SAME_NODES, Action.REPLACE_NODE, Action.ROLL_BACK, Action.ROLL_BACK_AND_SKIP)
 
 EXHAUSTED = "exhausted"

@@ -36,6 +36,8 @@ from prunella.records import (
     Verdict,
     Window,
 )
+from prunella.scratch import attempt_scratch
+from prunella.training_segment.step_log import read_last
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +136,7 @@ def _decide(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened) -> Decision
     config = ledger.config()
     evidence = gather(ledger, attempt)
     diagnosis = _fenced(ledger, run, attempt) or diagnose(evidence)
-    choice = _attended(decide(_case(ledger, attempt, evidence, diagnosis, config)), run, config)
+    choice = attended(decide(_case(ledger, attempt, evidence, diagnosis, config)), config, is_unattended=run.is_unattended)
     times = _times(ledger, attempt, evidence, started_ns)
     incidents = _incidents(ledger, attempt, evidence, diagnosis, choice, times)
     return DecisionRecord(
@@ -178,9 +180,9 @@ def _case(ledger: Ledger, attempt: AttemptOpened, evidence: Evidence, diagnosis:
     )
 
 
-def _attended(choice: Choice, run: SegmentRun, config: Config) -> Choice:
+def attended(choice: Choice, config: Config, *, is_unattended: bool) -> Choice:
     """Where nobody can answer, `ask` becomes the configured answer, and the row says so."""
-    if choice.action is not Action.ASK or not run.is_unattended:
+    if choice.action is not Action.ASK or not is_unattended:
         return choice
     action = Action.STOP if config.policy.unattended is Unattended.STOP else Action.RETRY_SAME_NODES
     return Choice(action=action, row=f"{choice.row} (unattended)", message=f"{choice.message}; nobody is there to ask")
@@ -266,8 +268,14 @@ def _outages(train: TrainRecord | FailedRecord | None) -> list[Incident]:
 
 
 def _lost_steps(ledger: Ledger, attempt: AttemptOpened, evidence: Evidence) -> int:
-    executed = evidence.train.last_step if isinstance(evidence.train, TrainRecord) else 0
+    executed = evidence.train.last_step if isinstance(evidence.train, TrainRecord) else _last_step_seen(ledger, attempt)
     return max(0, executed - _durable_step(ledger, attempt))
+
+
+def _last_step_seen(ledger: Ledger, attempt: AttemptOpened) -> int:
+    """What the scratch of an attempt that left no record shows, where it lies on this machine; 0 where nothing does."""
+    last = read_last(attempt_scratch(ledger.store.root, ledger.name, attempt.segment, attempt.attempt))
+    return last.step if last is not None else 0
 
 
 def _skip(ledger: Ledger, attempt: AttemptOpened, choice: Choice, diagnosis: Diagnosis | None) -> tuple[Window, ...]:

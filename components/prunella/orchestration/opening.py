@@ -12,7 +12,7 @@ from pathlib import Path
 
 from prunella import codec
 from prunella.config import Config
-from prunella.errors import Cause, ConfigError, KeyExists
+from prunella.errors import Cause, ConfigError, KeyExists, PrunellaError
 from prunella.fleet.lifecycle import Fleet
 from prunella.fleet.roster import candidates_for_gate, load_fleet
 from prunella.launch import handle as handles
@@ -35,6 +35,7 @@ from prunella.records import (
     Stage,
     StageRecord,
     ValidateRequest,
+    ValidationRecord,
     Verdict,
     Window,
 )
@@ -257,7 +258,12 @@ def _passes(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened, ref: Checkp
     if known is not None:
         return known.verdict is Verdict.ACCEPTED
     record = validate(ledger, run, attempt, ref, name=f"checkpoint_validation-{ref.name}")
-    return record is not None and record.verdict is Verdict.ACCEPTED
+    if not isinstance(record, ValidationRecord):
+        why = record.failure.message if record is not None and record.failure is not None else "its validation left no record"
+        raise PrunellaError(
+            f"checkpoint {ref.name} could not be judged ({why}); not seen is not rejected"
+        )
+    return record.verdict is Verdict.ACCEPTED
 
 
 def validate(

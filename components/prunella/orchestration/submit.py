@@ -13,13 +13,15 @@ from pathlib import Path
 from prunella import codec, faults
 from prunella import config as configuration
 from prunella.config import Config
+from prunella.data_prep.sources import check_inputs
 from prunella.errors import ConfigError, KeyExists
-from prunella.fleet.roster import load_fleet
+from prunella.fleet.roster import candidates_for_gate, load_fleet
 from prunella.ledger import Ledger, check_name, list_experiments, open_ledger
 from prunella.orchestration.advance import next_cron_ns
 from prunella.recipes import recipe as recipe_named
 from prunella.records import ExperimentRecord, NodeRef
 from prunella.storage import create_root, open_store
+from prunella.training_segment.split import split_batch
 
 _RECORDED_PACKAGES = ("prunella", "torch", "safetensors", "tokenizers", "numpy", "apache-airflow", "mlflow")
 
@@ -119,7 +121,10 @@ def _only_name(root: str, names: list[str]) -> str | None:
 
 
 def _opening(name: str, submission: Submission, config: Config) -> ExperimentRecord:
-    fleet = tuple(NodeRef(name=node.name, devices=node.devices) for node in load_fleet(config.fleet, nodes=config.nodes))
+    roster = load_fleet(config.fleet, nodes=config.nodes)
+    fleet = tuple(NodeRef(name=node.name, devices=node.devices) for node in roster)
+    split_batch(config.batch, sum(node.devices for node in candidates_for_gate(roster, {})[: config.nodes]))
+    check_inputs(config.data, open_store(submission.root))
     if config.schedule.startswith("cron:"):
         next_cron_ns(config.schedule.removeprefix("cron:"), time.time_ns())
     specs = tuple(submission.faults)
@@ -147,7 +152,7 @@ def _check_same(ledger: Ledger, submission: Submission) -> None:
     if asked.segments == opened_with.segments:
         asked = configuration.replace(asked, segments=recorded.segments)
     lines = configuration.difference(configuration.to_mapping(recorded), configuration.to_mapping(asked))
-    if set(submission.faults) != set(record.faults):
+    if submission.faults and set(submission.faults) != set(record.faults):
         lines.append(f"faults: {list(record.faults)} -> {list(submission.faults)}")
     if lines:
         raise ConfigError(

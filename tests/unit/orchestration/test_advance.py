@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from prunella.config import PolicyConfig
 from prunella.errors import Cause, ConfigError
 from prunella.launch.handle import register
 from prunella.orchestration import closing
 from prunella.orchestration.advance import DEAD_AFTER_S, due_runs, is_due, next_cron_ns
+from prunella.orchestration.graph import ASK_TIMEOUT_S
 from prunella.orchestration.opening import run_scratch
 from prunella.records import Action, Outcome, Stage
 from prunella.scratch import attempt_scratch
@@ -181,7 +181,7 @@ def test_a_run_that_wrote_a_candidate_lately_is_not_dead(story: Story) -> None:
 def test_a_run_that_waits_for_the_answer_of_a_person_is_not_dead(story: Story) -> None:
     attempt = story.open_attempt(story.open_run(0), 0)
     story.decide(attempt, Action.ASK)
-    answer_due_ns = int(PolicyConfig().ask_timeout_s * SECOND)
+    answer_due_ns = int(ASK_TIMEOUT_S * SECOND)
 
     assert not is_due(story.ledger, OPENED_NS + answer_due_ns)
     assert is_due(story.ledger, DEAD + answer_due_ns)

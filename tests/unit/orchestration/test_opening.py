@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prunella.config import Config, DataConfig, ModelConfig
-from prunella.errors import Cause, ConfigError, Fenced
+from prunella.errors import Cause, ConfigError, Fenced, PrunellaError
 from prunella.fleet.lifecycle import Fleet, Owner
 from prunella.orchestration import closing
 from prunella.orchestration.ask_stage import vanishings
@@ -132,6 +132,19 @@ def test_a_rejected_newest_checkpoint_falls_back_to_the_next_older_that_passes(s
 
     assert (point.step, point.checkpoint) == (5, first)
     assert point.rejected == (third, second)
+
+
+def test_a_candidate_that_could_not_be_judged_is_not_taken_for_rejected(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = story.open_run()
+    story.decide(story.open_attempt(run), Action.RETRY_SAME_NODES)
+    story.candidate(5)
+    story.prepare_data()
+    monkeypatch.setenv("PRUNELLA_PYTHON", "/bin/false")
+
+    with pytest.raises(PrunellaError, match="could not be judged"):
+        open_next(story)
+
+    assert story.ledger.resume_point(0, 1) is None
 
 
 def test_when_nothing_passes_training_starts_over(story: Story) -> None:

@@ -1,0 +1,175 @@
+"""The command is interrupted, killed, stopped, doubled, extended: the same command goes on, and nothing is lost."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from e2e.campaign import INTERVAL_STEPS, SEGMENTS, STEPS_PER_SEGMENT, Campaign, assert_complete
+
+#: Generous: a stage may take minutes to start on a machine that runs everything else too.
+PATIENCE_S = 400.0
+FIRST_CANDIDATE = "experiments/experiment/checkpoints/0000-00-0000/manifest.json"
+
+
+def test_command_killed_in_training_goes_on_with_the_unbroken_digest(campaign: Campaign, unbroken: Campaign) -> None:
+    command = campaign.start()
+    wait_for(campaign.root / FIRST_CANDIDATE, command)
+    os.killpg(command.pid, signal.SIGKILL)
+    command.wait()
+
+    done = campaign.run()
+
+    assert_complete(done, campaign)
+    assert campaign.digest() == unbroken.digest()
+
+
+@pytest.mark.slow
+def test_every_process_killed_in_training_goes_on_with_the_unbroken_digest(campaign: Campaign, unbroken: Campaign) -> None:
+    command = campaign.start()
+    wait_for(campaign.root / FIRST_CANDIDATE, command)
+    kill_everything(campaign, command)
+
+    done = campaign.run()
+
+    summary = assert_complete(done, campaign)
+    assert [incident["cause"] for incident in summary["incidents"]] in ([], ["vanished"])
+    assert campaign.digest() == unbroken.digest()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_command_saves_says_how_to_go_on_and_does(
+    campaign: Campaign, unbroken: Campaign, number: signal.Signals
+) -> None:
+    command = campaign.start("--set", "checkpoint.interval_steps=5")
+    training = campaign.root / "experiments/experiment/segments/0000/attempts/00/requests/training_segment.json"
+    wait_for(training, command)
+    wait_for_ranks(campaign, command)
+    command.send_signal(number)
+    code = command.wait(120.0)
+    log = (campaign.folder / "run.log").read_text()
+
+    assert code == 1
+    assert log.splitlines()[-1].startswith("prunella: interrupted; not complete: the same command goes on")
+    assert "Traceback" not in log
+    assert processes_of(campaign) == []
+
+    done = campaign.run("--set", "checkpoint.interval_steps=5")
+
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert campaign.summary()["state"] == "complete"
+    assert campaign.digest() == unbroken.digest()
+
+
+@pytest.mark.slow
+def test_stopped_experiment_rests_until_it_is_resumed(campaign: Campaign, unbroken: Campaign) -> None:
+    command = campaign.start()
+    wait_for(campaign.root / FIRST_CANDIDATE, command)
+    stop = campaign.prunella("stop", "--reason", "the power is needed elsewhere")
+    code = command.wait(PATIENCE_S)
+    rested = campaign.summary()
+    refused = campaign.run()
+
+    assert stop.returncode == 0, stop.stderr
+    assert code == 1
+    assert rested["state"] == "stopped"
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1] == "prunella: stopped; `prunella resume` takes the stop back"
+
+    campaign.prunella("resume")
+    done = campaign.run()
+
+    summary = assert_complete(done, campaign)
+    assert all(incident["lost_steps"] <= INTERVAL_STEPS for incident in summary["incidents"])
+    assert campaign.digest() == unbroken.digest()
+
+
+@pytest.mark.slow
+def test_complete_experiment_is_extended_and_trains_the_new_segment_only(campaign: Campaign, unbroken: Campaign) -> None:
+    copy(unbroken, campaign)
+    before = unbroken.digest()
+
+    shorter = campaign.prunella("extend", "--segments", "1")
+    longer = campaign.prunella("extend", "--segments", str(SEGMENTS + 1))
+    unfinished = campaign.summary()
+    done = campaign.run()
+
+    assert shorter.returncode == 2
+    assert shorter.stderr.strip() == f"prunella: --segments 1: the experiment has {SEGMENTS}; it can only be extended"
+    assert longer.returncode == 0, longer.stderr
+    assert unfinished["steps"] == SEGMENTS * STEPS_PER_SEGMENT
+    assert done.returncode == 0, done.stderr[-4000:]
+    summary = campaign.summary()
+    assert (summary["state"], summary["steps"]) == ("complete", (SEGMENTS + 1) * STEPS_PER_SEGMENT)
+    assert summary["attempts"] == SEGMENTS + 1
+    assert campaign.digest("--step", str(SEGMENTS * STEPS_PER_SEGMENT)) == before
+
+
+@pytest.mark.slow
+def test_two_commands_at_once_end_as_one(campaign: Campaign, unbroken: Campaign) -> None:
+    first = campaign.start()
+    wait_for(campaign.root / "experiments/experiment/segments/0000/attempts/00/opened.json", first)
+    second = campaign.start()
+    codes = (first.wait(PATIENCE_S), second.wait(PATIENCE_S))
+
+    assert 0 in codes, (campaign.folder / "run.log").read_text()[-6000:]
+    done = campaign.run()
+    summary = assert_complete(done, campaign)
+    assert summary["tokens"] == unbroken.summary()["tokens"]
+    assert campaign.digest() == unbroken.digest()
+
+
+# ------------------------------------------------------------------------------------------------ how
+
+
+def copy(origin: Campaign, campaign: Campaign) -> None:
+    """A root of its own with all that `origin` did."""
+    campaign.folder.mkdir(parents=True)
+    shutil.copytree(origin.root, campaign.root)
+
+
+def wait_for(path: Path, command: subprocess.Popen[bytes]) -> None:
+    """Until a file is there; fails when the command ends before."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not path.exists():
+        assert command.poll() is None, f"the command ended before {path.name} was there"
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.02)
+
+
+def wait_for_ranks(campaign: Campaign, command: subprocess.Popen[bytes]) -> None:
+    """Until rank 0 has begun its first step or later: then an interrupt finds something to finish."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not list((campaign.folder / "scratch").rglob("steps.jsonl")):
+        assert command.poll() is None, "the command ended before it trained"
+        assert time.monotonic() < deadline, "no rank ever began"
+        time.sleep(0.02)
+
+
+def processes_of(campaign: Campaign) -> list[psutil.Process]:
+    """Processes of this machine that work on the campaign, except its publications, which may outlive the command."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            line = " ".join(process.cmdline())
+        except psutil.NoSuchProcess:
+            continue
+        if str(campaign.folder) in line and "prunella publish" not in line:
+            found.append(process)
+    return found
+
+
+def kill_everything(campaign: Campaign, command: subprocess.Popen[bytes]) -> None:
+    """SIGKILL the command, its stages and their ranks, as a machine that loses power does."""
+    command.kill()
+    command.wait()
+    while alive := processes_of(campaign):
+        for process in alive:
+            process.kill()
+        psutil.wait_procs(alive, timeout=5.0)
