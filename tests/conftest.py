@@ -114,7 +114,7 @@ def opened_ledger(ledger: Ledger) -> Ledger:
     return ledger
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def browser_programs() -> tuple[str, str]:
     """Paths of chromium and chromedriver; skips where they are not installed."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")

@@ -23,12 +23,13 @@ def _headline(document: dict[str, Any]) -> Table:
 
 
 def _incidents(document: dict[str, Any]) -> Table:
-    """Names fold rather than being cut: the culprit and the decision are what a person looks for."""
-    table = Table("cause", "culprit", "decision", title="incidents")
-    for name in ("lost steps", "recovery s"):
+    """Causes and decisions stay on one line, because they are what a person looks for; culprits may wrap."""
+    table = Table(title="incidents")
+    table.add_column("cause", no_wrap=True)
+    table.add_column("culprit")
+    table.add_column("decision", no_wrap=True)
+    for name in ("lost\nsteps", "recovery\ns"):
         table.add_column(name, justify="right")
-    for column in table.columns[:3]:
-        column.overflow = "fold"
     for incident in document["incidents"]:
         recovery = incident["recovery_s"] or {}
         total = sum(value for value in recovery.values() if value is not None)

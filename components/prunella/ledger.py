@@ -104,7 +104,9 @@ class Ledger:
         data = self.store.get(key)
         found = hashlib.sha256(data).hexdigest()
         if found != sha256:
-            raise DigestMismatch(f"{key}: expected sha256 {sha256}, found {found}; it changed after it was committed")
+            raise DigestMismatch(
+                f"{key}: expected sha256 {sha256}, found {found}; it changed after it was committed: restore it"
+            )
         return data
 
     def _dense(self, kind: type[R], pattern: str) -> list[R]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -90,6 +91,11 @@ class Campaign:
                 env=self._environment(),
                 start_new_session=True,
             )
+
+    def take_over(self, origin: "Campaign") -> None:
+        """A root of its own with all that `origin` did."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(origin.root, self.root)
 
     def prunella(self, *arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Any `prunella` command on this root."""

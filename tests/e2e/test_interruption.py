@@ -1,7 +1,6 @@
 """The command is interrupted, killed, stopped, doubled, extended: the same command goes on, and nothing is lost."""
 
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -92,7 +91,7 @@ def test_stopped_experiment_rests_until_it_is_resumed(campaign: Campaign, unbrok
 
 @pytest.mark.slow
 def test_complete_experiment_is_extended_and_trains_the_new_segment_only(campaign: Campaign, unbroken: Campaign) -> None:
-    copy(unbroken, campaign)
+    campaign.take_over(unbroken)
     before = unbroken.digest()
 
     shorter = campaign.prunella("extend", "--segments", "1")
@@ -126,12 +125,6 @@ def test_two_commands_at_once_end_as_one(campaign: Campaign, unbroken: Campaign)
 
 
 # ------------------------------------------------------------------------------------------------ how
-
-
-def copy(origin: Campaign, campaign: Campaign) -> None:
-    """A root of its own with all that `origin` did."""
-    campaign.folder.mkdir(parents=True)
-    shutil.copytree(origin.root, campaign.root)
 
 
 def wait_for(path: Path, command: subprocess.Popen[bytes]) -> None:

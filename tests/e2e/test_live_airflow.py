@@ -1,27 +1,65 @@
-"""One live smoke: a real Airflow schedules two segments by itself, heals a killed rank, and mirrors to MLflow."""
+"""A real Airflow: it schedules segments by itself, heals a killed rank, mirrors to MLflow, and asks a person."""
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from e2e.live_airflow import DAG_ID, live_airflow, wait_until_complete
+from e2e.live_airflow import DAG_ID, LiveAirflow, live_airflow, wait_until_complete
+from prunella.fleet.lifecycle import Fleet, Owner
 from prunella.orchestration.claim import next_segment
 from prunella.orchestration.progress import incidents
 from prunella.orchestration.publishing import published
 
+pytestmark = pytest.mark.timeout(1200)
 
-@pytest.mark.timeout(900)
-def test_live_airflow_runs_a_continuous_experiment_to_its_end_and_heals_a_killed_rank(tmp_path: Path) -> None:
-    with live_airflow(tmp_path / "live") as airflow:
-        ledger = airflow.open("smoke", segments=2, schedule="continuous", faults=("kill:rank=0,step=5",))
-        airflow.trigger(ledger)
-        wait_until_complete(ledger, 600.0)
-        states = airflow.api.task_states(DAG_ID, "smoke__seg-0000__r0")
 
-        assert next_segment(ledger) is None
-        assert [incident.diagnosis.cause for _, _, incident in incidents(ledger)] == ["process_crash"]
-        assert states["attempt_0.retry_same_nodes"] == "success"
-        assert states["attempt_0.replace_node"] == "skipped"
-        assert states["attempt_1.accept"] == "success"
-        assert "smoke__seg-0001__r0" in airflow.api.run_states(DAG_ID)
-    assert published(ledger) is not None
+@pytest.fixture(scope="module")
+def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveAirflow]:
+    with live_airflow(tmp_path_factory.mktemp("live")) as airflow:
+        yield airflow
+
+
+def test_continuous_experiment_runs_to_its_end_by_itself_and_heals_a_killed_rank(airflow: LiveAirflow) -> None:
+    ledger = airflow.open("smoke", segments=2, schedule="continuous", faults=("kill:rank=0,step=5",))
+
+    airflow.trigger(ledger)
+    wait_until_complete(ledger, 600.0)
+
+    states = airflow.api.task_states(DAG_ID, "smoke__seg-0000__r0")
+    assert next_segment(ledger) is None
+    assert [incident.diagnosis.cause for _, _, incident in incidents(ledger)] == ["process_crash"]
+    assert states["attempt_0.retry_same_nodes"] == "success"
+    assert states["attempt_0.replace_node"] == "skipped"
+    assert states["attempt_1.accept"] == "success"
+    assert "smoke__seg-0001__r0" in airflow.api.run_states(DAG_ID)
+    assert wait_for(lambda: published(ledger) is not None)
+
+
+@pytest.mark.slow
+def test_person_who_repaired_a_node_answers_and_the_next_attempt_goes_on(airflow: LiveAirflow, tmp_path: Path) -> None:
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text("nodes:\n  - name: ward-0\n  - name: ward-1\n")
+    faults = ("bad-node:node=ward-1,segment=0",)
+    ledger = airflow.open("asked", f'fleet="{fleet}"', segments=1, schedule="manual", faults=faults)
+
+    run_id = airflow.trigger(ledger)
+    assert wait_for(lambda: airflow.api.task_states(DAG_ID, run_id)["attempt_0.ask"] == "awaiting_input", 240.0)
+    Fleet(ledger.store).uncordon("ward-1", Owner.OPERATOR, "board replaced")
+    airflow.api.answer(DAG_ID, run_id, "attempt_0.ask", "Try again")
+    wait_until_complete(ledger, 300.0)
+
+    assert wait_for(lambda: airflow.api.run_states(DAG_ID)[run_id] == "success")
+    assert [str(incident.action) for _, _, incident in incidents(ledger)] == ["ask", "replace_node"]
+
+
+def wait_for(is_so: object, timeout_s: float = 60.0) -> bool:
+    """Whether it became so in time."""
+    assert callable(is_so)
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(1.0)
+    return True

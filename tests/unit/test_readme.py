@@ -25,8 +25,10 @@ def lines_of_the_map() -> Iterator[tuple[str, str]]:
 def files_with_content(folder: str) -> Iterator[str]:
     """Files under a folder, but for caches and the empty ones that only mark packages."""
     for path in sorted((REPOSITORY / folder).rglob("*")):
-        if path.is_file() and path.stat().st_size and not {"__pycache__", ".pytest_cache"} & set(path.parts):
-            yield path.relative_to(REPOSITORY).as_posix()
+        name = path.relative_to(REPOSITORY).as_posix()
+        is_cache = any(part == "__pycache__" or part.startswith(".") for part in name.split("/"))
+        if path.is_file() and path.stat().st_size and not is_cache:
+            yield name
 
 
 @pytest.mark.parametrize("folder", MAPPED)

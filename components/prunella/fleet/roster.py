@@ -63,7 +63,10 @@ def load_fleet(path: str | None, *, nodes: int) -> tuple[FleetNode, ...]:
     """
     if path is None:
         return default_fleet(nodes)
-    fleet = codec.decode(_FleetFile, _read_yaml(path), path).nodes
+    document = _read_yaml(path)
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: not a fleet file: {_ADVICE}")
+    fleet = codec.decode(_FleetFile, document, path).nodes
     _check(fleet, path, nodes)
     return fleet
 
@@ -85,7 +88,7 @@ def _read_yaml(path: str) -> object:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: the fleet file cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}; {_ADVICE}") from error
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}; {_ADVICE}") from error
 
 
 def _check(fleet: tuple[FleetNode, ...], path: str, nodes: int) -> None:

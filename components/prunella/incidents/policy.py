@@ -125,6 +125,11 @@ def _both(first: Callable[[Case], bool], second: Callable[[Case], bool]) -> Call
     return lambda case: first(case) and second(case)
 
 
+def _is_store_full(case: Case) -> bool:
+    found = case.diagnosis
+    return found is not None and found.cause is Cause.STORAGE_UNAVAILABLE and found.evidence.get("error") == "StorageFull"
+
+
 _CRASH = _is(Cause.PROCESS_CRASH, Cause.HANG)
 
 TABLE: tuple[Row, ...] = (
@@ -148,6 +153,7 @@ TABLE: tuple[Row, ...] = (
     Row("same_node_again", _both(_CRASH, _is_same_node_again), Action.REPLACE_NODE, "the same node failed again"),
     Row("crashed", _CRASH, Action.RETRY_SAME_NODES, "a first failure; the same nodes, from the newest good checkpoint"),
     Row("vanished", _is(Cause.VANISHED), Action.RETRY_SAME_NODES, "no record, no success; trying again"),
+    Row("storage_full", _is_store_full, Action.ASK, "trying again does not make room; a person does"),
     Row("storage_away", _is(Cause.STORAGE_UNAVAILABLE), Action.RETRY_SAME_NODES, "the object store was away; trying again"),
     Row("poisoned_window", _both(_is(Cause.NON_FINITE), _is_same_step_again), Action.ROLL_BACK_AND_SKIP, "the batch again"),
     Row("non_finite", _is(Cause.NON_FINITE), Action.ROLL_BACK, "rolled back; if it comes again, the batch is skipped"),

@@ -17,7 +17,7 @@ import psutil
 
 from prunella import codec
 from prunella.config import Config
-from prunella.errors import Cause, ConfigError, Fenced, KeyExists, PrunellaError
+from prunella.errors import Cause, ConfigError, Fenced, KeyExists, PrunellaError, StorageFull
 from prunella.launch.handle import register
 from prunella.ledger import Ledger, open_ledger
 from prunella.records import (
@@ -133,6 +133,8 @@ def _failed(stage: Stage, error: BaseException, started_ns: int) -> FailedRecord
     cause = error.cause if isinstance(error, PrunellaError) else _cause_of_foreign(error)
     logger.error("stage_failed stage=%s cause=%s error=%s", stage, cause, error, exc_info=cause is Cause.UNKNOWN)
     evidence = {"traceback": "".join(traceback.format_exception(error))[-4000:]} if cause is Cause.UNKNOWN else {}
+    if isinstance(error, StorageFull):
+        evidence = {"error": type(error).__name__}  # the same cause as an outage, but a person must make room
     failure = Failure(cause=cause, message=f"{error}" or type(error).__name__, evidence=dict(evidence))
     return FailedRecord(stage=stage, verdict=Verdict.REJECTED, started_ns=started_ns, ended_ns=time.time_ns(), failure=failure)
 

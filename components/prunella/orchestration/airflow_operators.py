@@ -246,7 +246,9 @@ class CloseSegment(SegmentStep):
         ledger = run.ledger()
         publish_apart(ledger, is_awaited=not closing.may_continue(ledger, close))
         self.mlflow_url, self.report_url = closing.links(run)
-        if close.outcome is Outcome.FAILED:
+        if close.outcome is Outcome.FAILED and run.is_unattended:
+            alert(context)  # the command says the rest in one line; a red task would print a traceback instead
+        elif close.outcome is Outcome.FAILED:
             raise AirflowFailException(f"segment {close.segment}: {close.message}")
         return close.outcome.value
 

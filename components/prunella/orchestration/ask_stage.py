@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunella.errors import Cause, KeyExists, StorageUnavailable
+from prunella.errors import Cause, KeyExists, StorageFull, StorageUnavailable
 from prunella.launch import local
 from prunella.launch.handle import Handle
 from prunella.ledger import Ledger
@@ -120,5 +120,5 @@ def _record_vanishing(ledger: Ledger, request: Request, index: int) -> None:
         ledger.put(_vanished_key(request.output, index), record)
     except KeyExists:
         logger.info("vanishing_known output=%s index=%s", request.output, index)
-    except StorageUnavailable as error:
+    except (StorageUnavailable, StorageFull) as error:
         logger.warning("vanishing_not_recorded output=%s error=%s", request.output, error)

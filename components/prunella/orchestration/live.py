@@ -214,6 +214,14 @@ class AirflowApi:
         answer.raise_for_status()
         return {task["task_id"]: str(task["state"]) for task in answer.json()["task_instances"]}
 
+    def answer(self, dag_id: str, run_id: str, task_id: str, option: str) -> None:
+        """Answer a task that waits for a person, as the page *Required actions* does."""
+        self.log_in()
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/-1/hitlDetails"
+        answer = self._client.patch(path, json={"chosen_options": [option], "params_input": {}})
+        if not answer.is_success:
+            raise PrunellaError(f"Airflow refused the answer {option!r} to {task_id}: {answer.status_code} {answer.text}")
+
     def pause(self, dag_id: str, is_paused: bool) -> None:
         """Pause or unpause a DAG."""
         self.log_in()

@@ -260,9 +260,7 @@ def _passes(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened, ref: Checkp
     record = validate(ledger, run, attempt, ref, name=f"checkpoint_validation-{ref.name}")
     if not isinstance(record, ValidationRecord):
         why = record.failure.message if record is not None and record.failure is not None else "its validation left no record"
-        raise PrunellaError(
-            f"checkpoint {ref.name} could not be judged ({why}); not seen is not rejected"
-        )
+        raise PrunellaError(f"checkpoint {ref.name} could not be judged ({why}); not seen is not rejected")
     return record.verdict is Verdict.ACCEPTED
 
 

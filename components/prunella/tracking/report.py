@@ -237,7 +237,7 @@ def _seen(story: IncidentStory) -> str:
         key: value for key, value in diagnosis.evidence.items() if len(str(value)) < 16 or str(value) not in diagnosis.message
     }
     whole = [diagnosis.message, *(f"{key}: {value}" for key, value in further.items())]
-    short = [_shortened(text) for text in whole]
+    short = [shortened(text) for text in whole]
     marks = "".join(f"<span>{escape(text)}</span>" for text in short[1:])
     lines = f"{escape(short[0])}<div class='marks'>{marks}</div>"
     if short == whole:
@@ -252,7 +252,7 @@ _KEY = re.compile(r"\S+/([^/\s]+)")
 _SHOWN = 360
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
     """Digests to their first eight characters, keys to their last part, and no more than about three lines."""
     told = _KEY.sub(r"\1", _HEX.sub(lambda found: f"{found[0][:8]}...", text))
     return told if len(told) <= _SHOWN else f"{told[:_SHOWN].rsplit(' ', 1)[0]} ..."

@@ -66,6 +66,7 @@ OTHER_ROWS: dict[str, tuple[Case, Action]] = {
         case(found(Cause.NON_FINITE, step=14), past(Cause.NON_FINITE, step=14)),
         Action.ROLL_BACK_AND_SKIP,
     ),
+    "storage_full": (case(found(Cause.STORAGE_UNAVAILABLE, evidence={"error": "StorageFull"})), Action.ASK),
 }
 
 

@@ -10,7 +10,7 @@ from campaign import MS, open_campaign, play
 from prunella.tracking.history import read_history
 from prunella.tracking.incidents import stories
 from prunella.tracking.plots import expert_load, loss_curve
-from prunella.tracking.report import page, write_report
+from prunella.tracking.report import page, shortened, write_report
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
@@ -81,6 +81,32 @@ def test_what_records_say_is_escaped(html: str) -> None:
 )
 def test_the_page_shows(html: str, expected: str) -> None:
     assert expected in html
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("rank 1 on node-1 is gone", "rank 1 on node-1 is gone"),
+        (f"expected sha256 {'ab12' * 16}, found none", "expected sha256 ab12ab12..., found none"),
+        ("experiments/demo/checkpoints/0002-00-0003/shard-1.safetensors is damaged", "shard-1.safetensors is damaged"),
+        ("word " * 100, "word " * 71 + "word ..."),
+    ],
+    ids=["short", "digest", "key", "long"],
+)
+def test_long_evidence_is_shortened_to_be_read(text: str, expected: str) -> None:
+    assert shortened(text) == expected
+
+
+def test_an_incident_has_its_facts_in_one_row_and_what_was_seen_across_the_next(html: str) -> None:
+    tags = Tags()
+
+    tags.feed(html.partition("<h2>Incidents</h2>")[2].partition("</section>")[0])
+
+    rows = sum(tag == "tr" for tag, _ in tags.seen)
+    wide = [attrs for tag, attrs in tags.seen if tag == "td" and attrs.get("colspan")]
+    assert rows == 1 + 2 * len(wide)
+    assert len(wide) >= 3
+    assert "recovery by phase: detect" in html
 
 
 def test_a_report_of_the_same_ledger_is_the_same_page(tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""The disk of the object store fills up: one incident, nothing half written; with room again, the same command completes."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from e2e.campaign import SEGMENTS, STEPS_PER_SEGMENT, Campaign
+
+#: The data set and one candidate fit, not two.
+SMALL_BYTES = 1_200_000
+ENOUGH_BYTES = 200_000_000
+
+
+@pytest.fixture
+def small_disk(campaign: Campaign) -> Iterator[Path]:
+    """The campaign's root as a file system of its own."""
+    campaign.root.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_BYTES}", "tmpfs", str(campaign.root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no right to mount a small file system: {done.stderr.strip()}")
+    yield campaign.root
+    subprocess.run(["umount", "--lazy", str(campaign.root)], check=True)
+
+
+@pytest.mark.slow
+def test_full_disk_is_an_incident_and_with_room_the_same_command_completes(
+    campaign: Campaign, unbroken: Campaign, small_disk: Path
+) -> None:
+    full = campaign.run()
+    half_written = list(small_disk.rglob(".tmp*"))
+    incidents = campaign.summary()["incidents"]
+
+    assert full.returncode == 1
+    assert "Traceback" not in full.stderr
+    assert "no room for object" in full.stderr.splitlines()[-1]
+    assert half_written == []
+    assert [incident["cause"] for incident in incidents] == ["storage_unavailable"]
+
+    subprocess.run(["mount", "-o", f"remount,size={ENOUGH_BYTES}", str(small_disk)], check=True)
+    done = campaign.run()
+
+    assert done.returncode == 0, done.stderr[-4000:]
+    summary = campaign.summary()
+    assert (summary["state"], summary["steps"]) == ("complete", SEGMENTS * STEPS_PER_SEGMENT)
+    assert campaign.digest() == unbroken.digest()
+
+
+def test_disk_that_is_full_from_the_start_is_refused_in_one_line(campaign: Campaign, small_disk: Path) -> None:
+    (small_disk / "ballast").write_bytes(bytes(SMALL_BYTES // 4096 * 4096))
+
+    done = campaign.run()
+
+    assert done.returncode == 2
+    assert "no room for object" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(small_disk.rglob("*.json")) == []

@@ -1,0 +1,89 @@
+"""MLflow is away while an experiment runs: the run completes with a warning, and a later publication catches up, once."""
+
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from e2e.campaign import SEGMENTS, STEPS_PER_SEGMENT, Campaign, assert_complete
+from prunella.node_processes import free_port
+
+PATIENCE_S = 120.0
+
+
+@pytest.mark.slow
+def test_mlflow_that_is_away_is_caught_up_with_later_and_only_once(
+    campaign: Campaign, unbroken: Campaign, tmp_path: Path
+) -> None:
+    port = free_port()
+    done = campaign.run("--set", f"tracking.uri=http://127.0.0.1:{port}")
+    away = campaign.prunella("publish")
+
+    summary = assert_complete(done, campaign)
+    assert "publishing_failed" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert summary["mlflow_run_id"] is None
+    assert campaign.digest() == unbroken.digest()
+    assert away.returncode == 2
+    assert f"MLflow at http://127.0.0.1:{port} could not be brought up to date" in away.stderr.splitlines()[-1]
+
+    with mlflow_server(tmp_path / "mlflow", port):
+        first, second = campaign.prunella("publish"), campaign.prunella("publish")
+        found = what_mlflow_has(port)
+
+    assert first.returncode == 0, first.stderr[-4000:]
+    assert first.stdout == second.stdout
+    assert campaign.summary()["mlflow_run_id"] == first.stdout.strip()
+    assert found["runs"] == str(1 + SEGMENTS), "one of the experiment, one an attempt"
+    assert found["steps"] == ",".join(str(step) for step in range(1, SEGMENTS * STEPS_PER_SEGMENT + 1))
+
+
+@contextmanager
+def mlflow_server(folder: Path, port: int) -> Iterator[None]:
+    """A tracking server that has never heard of the experiment."""
+    folder.mkdir()
+    store = ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "artifacts")]
+    command = [sys.executable, "-m", "mlflow", "server", *store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with (folder / "server.log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True)
+    try:
+        wait_until_it_answers(port, server)
+        yield
+    finally:
+        server.terminate()
+        server.wait(30.0)
+
+
+def wait_until_it_answers(port: int, server: subprocess.Popen[bytes]) -> None:
+    """Until the server says that it is healthy."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2.0):
+                return
+        except (urllib.error.URLError, OSError):
+            assert server.poll() is None, "the server ended"
+            assert time.monotonic() < deadline, "the server never answered"
+            time.sleep(0.2)
+
+
+def what_mlflow_has(port: int) -> dict[str, str]:
+    """Number of runs, and the steps of the loss curve of the experiment's run; asked in a process of its own."""
+    script = f"""
+import mlflow
+client = mlflow.MlflowClient("http://127.0.0.1:{port}")
+experiment = client.get_experiment_by_name("prunella")
+runs = client.search_runs([experiment.experiment_id])
+parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+history = client.get_metric_history(parent.info.run_id, "train/loss_nats")
+print(len(runs), ",".join(str(point.step) for point in sorted(history, key=lambda point: point.step)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    runs, steps = done.stdout.split()
+    return {"runs": runs, "steps": steps}
