@@ -31,6 +31,7 @@ from airflow.sdk import DAG, Label, Param, TaskGroup, TriggerRule
 from prunella.orchestration import airflow_operators as steps
 from prunella.orchestration import graph
 from prunella.orchestration.graph import Step
+from prunella.orchestration.leaving import leave
 from prunella.records import Action
 
 EXPERIMENT = "1. Experiment"
@@ -90,7 +91,13 @@ with DAG(
     max_active_runs=16,
     on_failure_callback=steps.alert,
     render_template_as_native_obj=True,
-    default_args={"retries": 5, "retry_delay": timedelta(seconds=2), "owner": "prunella"},
+    default_args={
+        "retries": 5,
+        "retry_delay": timedelta(seconds=2),
+        "owner": "prunella",
+        "on_retry_callback": leave,
+        "on_failure_callback": leave,
+    },
 ) as dag:
     prepare_data = steps.PrepareData(task_id=Step.PREPARE_DATA)
     open_segment = steps.OpenSegment(task_id=Step.OPEN_SEGMENT)

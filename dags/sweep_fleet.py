@@ -30,8 +30,8 @@ with DAG(
     doc_md=__doc__,
     tags=["prunella"],
 ) as dag:
-
-    @task
+    # The first tick may come before the API server listens; a second try finds the requests of the first.
+    @task(retries=2, retry_delay=timedelta(seconds=5))
     def choose_nodes(params=None, dag_run=None):
         """Keys of one gate request a node."""
         from prunella.orchestration.sweep import open_sweep

@@ -66,7 +66,9 @@ def side_by_side(airflow: LiveAirflow, browser: Browser) -> SideBySide:
     configuration = airflow.settings.folder / "experiment.toml"
     configuration.write_text(CONFIGURATION)
     before = set(airflow.api.run_states(DAG_ID))
-    fill_in_the_form(airflow, browser, experiment=BY_FORM, config_file=str(configuration), seed="11", schedule="continuous")
+    experiment = {"1. Experiment": {"experiment": BY_FORM}}
+    what = {"2. What to train": {"config_file": str(configuration), "seed": "11", "schedule": "continuous"}}
+    fill_in_the_form(airflow, browser, experiment | what)
     form_run_ids = new_runs(airflow, before)
     triggered = trigger_by_command(airflow, configuration)
     root = str(airflow.settings.root)
@@ -76,17 +78,19 @@ def side_by_side(airflow: LiveAirflow, browser: Browser) -> SideBySide:
     return SideBySide(*ledgers, form_run_ids=form_run_ids, triggered_run_id=triggered)
 
 
-def fill_in_the_form(airflow: LiveAirflow, browser: Browser, **fields: str) -> None:
-    """Open the trigger form, fill in the named fields and press its button."""
+def fill_in_the_form(airflow: LiveAirflow, browser: Browser, sections: dict[str, dict[str, str]]) -> None:
+    """Open the trigger form, fill in the fields of each section, and press its button. One section is open at a time."""
     browser.open(f"{airflow.settings.airflow_url}/dags/{DAG_ID}")
     browser.wait_for('button[aria-label="Trigger Dag"]', timeout_s=PATIENCE_S)
     browser.click('button[aria-label="Trigger Dag"]')
     browser.wait_for("[role=dialog] input[name=element_experiment]", timeout_s=PATIENCE_S)
-    for section in ("1. Experiment", "2. What to train"):
+    for section, fields in sections.items():
         press(browser, section)
-    for name, value in fields.items():
-        wait_until_still(browser, f"input[name=element_{name}]")
-        browser.fill(f"input[name=element_{name}]", value)
+        for name, value in fields.items():
+            field = f"input[name=element_{name}]"
+            wait_until_still(browser, field)
+            browser.fill(field, value)
+            assert browser.script("return document.querySelector(arguments[0]).value", field) == value
     press(browser, "Trigger")
 
 

@@ -81,7 +81,7 @@ client = mlflow.MlflowClient("http://127.0.0.1:{port}")
 experiment = client.get_experiment_by_name("prunella")
 runs = client.search_runs([experiment.experiment_id])
 parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
-history = client.get_metric_history(parent.info.run_id, "train/loss_nats")
+history = client.get_metric_history(parent.info.run_id, "train/loss")
 print(len(runs), ",".join(str(point.step) for point in sorted(history, key=lambda point: point.step)))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -322,6 +322,11 @@ def test_a_checkpoint_of_another_experiment_is_refused(ledger: Ledger, ref: Chec
         _load(ledger, _rewritten(ledger, ref, experiment="other"))
 
 
+def test_a_checkpoint_written_under_another_configuration_is_refused(ledger: Ledger, ref: CheckpointRef) -> None:
+    with pytest.raises(CheckpointInvalid, match="foreign: expected one written under the configuration of this experiment"):
+        _load(ledger, _rewritten(ledger, ref, config_digest="d" * 64))
+
+
 def test_missing_loader_state_is_an_error(ledger: Ledger, ref: CheckpointRef) -> None:
     with pytest.raises(CheckpointInvalid, match="has no loader state"):
         _load(ledger, _rewritten(ledger, ref, files=(_shard(ledger, ref),)))

@@ -154,6 +154,15 @@ def test_a_root_that_is_no_folder_is_out_of_reach(tmp_path: Path) -> None:
         store.get("a/b")
 
 
+def test_a_root_that_went_away_is_out_of_reach_and_never_made_anew(tmp_path: Path) -> None:
+    store = FolderStore(str(tmp_path / "root"))
+
+    for act in (lambda: store.put_new("a/b/c", b""), lambda: store.get("a/b"), lambda: store.exists("a/b")):
+        with pytest.raises(StorageUnavailable, match="the root is not there; mount it, or correct --root"):
+            act()
+    assert not (tmp_path / "root").exists()
+
+
 @pytest.mark.parametrize("root", ["s3://bucket/prefix", "gs://x"])
 def test_a_root_of_an_unknown_kind_is_refused(root: str) -> None:
     with pytest.raises(ConfigError, match="not supported yet; give a local folder"):

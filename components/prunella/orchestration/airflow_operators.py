@@ -17,8 +17,9 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from prunella.errors import ConfigError
 from prunella.launch.handle import Handle
-from prunella.orchestration import closing, graph, judging, opening, signals, stages
+from prunella.orchestration import closing, graph, judging, opening, stages
 from prunella.orchestration.claim import SegmentRun, claim, next_segment, read_claim, run_id_for
+from prunella.orchestration.leaving import may_leave
 from prunella.orchestration.opening import StepFailed
 from prunella.orchestration.publishing import publish_apart
 from prunella.orchestration.stages import NotReached
@@ -80,8 +81,11 @@ class SegmentStep(BaseOperator, SkipMixin):
         raise NotImplementedError
 
     def execute(self, context: Any) -> Any:
-        if context["params"].get("unattended"):
-            signals.take_sigterm_as_interrupt()
+        with may_leave(is_unattended=bool(context["params"].get("unattended"))):
+            return self.translated(context)
+
+    def translated(self, context: Any) -> Any:
+        """The step, and how it ended in Airflow's words."""
         try:
             return self.work(self.run_of(context), context)
         except NotReached as skipped:
@@ -231,7 +235,8 @@ class CloseSegment(SegmentStep):
     mlflow_url = ""
     report_url = ""
 
-    def execute(self, context: Any) -> Any:
+    def translated(self, context: Any) -> Any:
+        """Never skipped: a run that opened nothing is red."""
         try:
             run = self.run_of(context)
         except NotReached as nothing:

@@ -15,8 +15,9 @@ from typing import Any
 from prunella import faults
 from prunella.errors import StorageError
 from prunella.ledger import Ledger
-from prunella.orchestration import airflow_home, closing, signals
+from prunella.orchestration import airflow_home, closing
 from prunella.orchestration.claim import next_segment, run_id_for
+from prunella.orchestration.leaving import Leave, listen
 from prunella.orchestration.submit import Submission, open_experiment
 from prunella.records import SegmentClosed
 
@@ -46,13 +47,13 @@ def run_experiment(submission: Submission) -> RunResult:
     ledger = open_experiment(submission)
     if next_segment(ledger) is None:
         return _result(ledger, "complete already")
-    signals.take_sigterm_as_interrupt()
+    listen()
     try:
         with tempfile.TemporaryDirectory(prefix="prunella-airflow-") as home:
             return _result(ledger, _run_segments(ledger, _load_dag(Path(home))))
     except KeyboardInterrupt:
         return _unfinished("interrupted")
-    except StorageError as error:
+    except (Leave, StorageError) as error:
         return _unfinished(str(error))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from prunella.config import DataConfig
 from prunella.data_prep.documents import Corpus, LeftOut, read_documents
-from prunella.data_prep.sources import resolve_inputs
+from prunella.data_prep.sources import check_inputs, resolve_inputs
 from prunella.errors import ConfigError
 
 
@@ -76,3 +76,18 @@ def test_the_standard_library_gives_documents(store):
 
     assert 50_000 < sum(document.size_bytes for document in documents) <= 200_000
     assert left_out.quarantined == []
+
+
+def test_a_corpus_that_cannot_be_one_is_refused_before_anything_is_read(store, tmp_path):
+    (tmp_path / "empty.txt").touch()
+
+    with pytest.raises(ConfigError, match="expected files with text, found 1 files, none of which"):
+        check_inputs(DataConfig(inputs=(str(tmp_path / "empty.txt"),)), store)
+    with pytest.raises(ConfigError, match="no such file or folder"):
+        check_inputs(DataConfig(inputs=(str(tmp_path / "nothing"),)), store)
+    with pytest.raises(ConfigError, match="no such file; give a tokenizer"):
+        check_inputs(DataConfig(tokenizer=str(tmp_path / "tokenizer.json")), store)
+
+
+def test_a_corpus_with_one_file_of_text_may_be_one(store, tree):
+    check_inputs(DataConfig(inputs=(str(tree),)), store)

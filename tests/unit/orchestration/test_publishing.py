@@ -10,6 +10,7 @@ import pytest
 
 from prunella.config import TrackingConfig
 from prunella.errors import TrackingUnavailable
+from prunella.ledger import Ledger
 from prunella.orchestration import publishing
 from prunella.orchestration.publishing import (
     Published,
@@ -20,6 +21,7 @@ from prunella.orchestration.publishing import (
     summary_of,
     tracking_uri,
 )
+from prunella.storage import FolderStore
 from unit.orchestration.story import CONFIG, Story
 
 
@@ -123,3 +125,25 @@ def test_between_two_segments_nobody_waits_for_the_publication(
     publish_apart(story.ledger, is_awaited=False)
 
     pipe.write_text("go on")
+
+
+def test_a_root_that_is_away_is_not_made_by_publishing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        publishing.folder(Ledger(FolderStore(str(tmp_path / "gone")), "demo"))
+
+    assert not (tmp_path / "gone").exists()
+
+
+def test_no_place_to_publish_is_one_clear_error(story: Story) -> None:
+    (Path(story.root) / "published").write_text("in the way")
+
+    with pytest.raises(TrackingUnavailable, match=r"nothing can be published under .*make room, then run `prunella publish`"):
+        publish(story.ledger)
+
+
+def test_a_publication_that_cannot_be_started_is_a_warning(story: Story, caplog: pytest.LogCaptureFixture) -> None:
+    (Path(story.root) / "published").write_text("in the way")
+
+    publish_apart(story.ledger, is_awaited=True)
+
+    assert "publishing_not_started" in caplog.text
