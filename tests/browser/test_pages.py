@@ -4,7 +4,6 @@ One is started by the form and is `continuous`; the other is started by `prunell
 by cron. Both are run once; the tests look at what came of it.
 """
 
-import json
 import os
 import subprocess
 import time
@@ -249,7 +248,6 @@ def wait_for_curves(browser: Browser, page: str, metric: str, is_whole: Callable
         browser.fill('input[placeholder="Search metric charts"]', f"^{metric}$")
         time.sleep(5.0)
         found = dict(browser.script(read))
-        print(json.dumps(found)[:2000])
         if len(found) == runs and is_whole(found):
             return found
         assert time.monotonic() < deadline, f"{metric}: {found}"

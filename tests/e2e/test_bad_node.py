@@ -1,8 +1,11 @@
 """Fault: bad-node. Broken, healed, compared with the unbroken experiment."""
 
+import pytest
+
 from e2e.campaign import Campaign, assert_complete, causes
 
 
+@pytest.mark.slow
 def test_node_whose_arithmetic_turns_bad_is_replaced_with_the_unbroken_digest(campaign: Campaign, unbroken: Campaign) -> None:
     done = campaign.run("--fault", "bad-node:node=node-1,segment=1")
 

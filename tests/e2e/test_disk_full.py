@@ -49,7 +49,7 @@ def test_full_disk_is_an_incident_and_with_room_the_same_command_completes(
 
 
 def test_disk_that_is_full_from_the_start_is_refused_in_one_line(campaign: Campaign, small_disk: Path) -> None:
-    (small_disk / "ballast").write_bytes(bytes(SMALL_BYTES // 4096 * 4096))
+    fill(small_disk)
 
     done = campaign.run()
 
@@ -57,3 +57,27 @@ def test_disk_that_is_full_from_the_start_is_refused_in_one_line(campaign: Campa
     assert "no room for object" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert list(small_disk.rglob("*.json")) == []
+
+
+@pytest.mark.slow
+def test_disk_without_room_for_a_record_ends_the_command_in_one_line(campaign: Campaign, small_disk: Path) -> None:
+    fill(small_disk)
+    with (small_disk / "ballast").open("r+b") as ballast:
+        ballast.truncate(ballast.seek(0, 2) - 4096)  # room for the experiment, and for nothing after it
+
+    done = campaign.run()
+
+    assert done.returncode == 1
+    assert "no room for object" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in small_disk.rglob("*.json")] == ["experiment.json"]
+
+
+def fill(disk: Path) -> None:
+    """Leave no byte free."""
+    with (disk / "ballast").open("wb", buffering=0) as ballast:
+        while True:
+            try:
+                ballast.write(bytes(4096))
+            except OSError:
+                return

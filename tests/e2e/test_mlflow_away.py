@@ -14,7 +14,7 @@ import pytest
 from e2e.campaign import SEGMENTS, STEPS_PER_SEGMENT, Campaign, assert_complete
 from prunella.node_processes import free_port
 
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 
 
 @pytest.mark.slow
@@ -34,12 +34,12 @@ def test_mlflow_that_is_away_is_caught_up_with_later_and_only_once(
     assert f"MLflow at http://127.0.0.1:{port} could not be brought up to date" in away.stderr.splitlines()[-1]
 
     with mlflow_server(tmp_path / "mlflow", port):
-        first, second = campaign.prunella("publish"), campaign.prunella("publish")
+        first, second = (campaign.prunella("publish", timeout_s=PATIENCE_S) for _ in range(2))
         found = what_mlflow_has(port)
 
     assert first.returncode == 0, first.stderr[-4000:]
-    assert first.stdout == second.stdout
-    assert campaign.summary()["mlflow_run_id"] == first.stdout.strip()
+    run_ids = {done.stdout.splitlines()[-1] for done in (first, second)}
+    assert run_ids == {campaign.summary()["mlflow_run_id"]}
     assert found["runs"] == str(1 + SEGMENTS), "one of the experiment, one an attempt"
     assert found["steps"] == ",".join(str(step) for step in range(1, SEGMENTS * STEPS_PER_SEGMENT + 1))
 

@@ -49,8 +49,8 @@ def test_fleet_file_is_read(tmp_path: Path) -> None:
         ("nodes: [{name: ../etc}]", "name '../etc'"),
         ("nodes: [{name: a}]", "needs 2 nodes, the fleet has 1"),
         ("nodes: [", "not YAML"),
-        ("- a", "expected a table"),
-        ("", "expected a table, found nothing"),
+        ("- a", "not a fleet file: expected `nodes:`"),
+        ("", "not a fleet file: expected `nodes:`"),
     ],
 )
 def test_bad_fleet_file_is_refused_with_advice(tmp_path: Path, text: str, advice: str) -> None:
