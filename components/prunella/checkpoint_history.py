@@ -105,7 +105,7 @@ def prune(ledger: Ledger, *, keep_last: int, keep_every: int, is_dry_run: bool) 
 
 def _released(checkpoints: list[CheckpointStatus], *, keep_last: int, keep_every: int) -> list[CheckpointStatus]:
     verified = [status for status in checkpoints if status.state is CheckpointState.VERIFIED]
-    if not verified:
+    if len(verified) < keep_last:
         return []
     promoted = [status for status in verified if status.is_promoted]
     kept = [*verified[-keep_last:], *promoted[-1:], *_kept_for_ever(checkpoints, keep_every)]

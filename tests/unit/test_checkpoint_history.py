@@ -139,6 +139,13 @@ def test_retention_keeps_what_lies_between_the_verified_ones_it_keeps(ledger: Le
     assert _with_data(ledger) == names[2:]
 
 
+def test_retention_releases_nothing_while_fewer_are_verified_than_it_keeps(ledger: Ledger) -> None:
+    names = _commit(ledger, [C, C, V, R, V, C])
+
+    assert prune(ledger, keep_last=3, keep_every=0, is_dry_run=False) == []
+    assert _with_data(ledger) == names
+
+
 @pytest.mark.parametrize("keep_last", [0, 1])
 def test_retention_never_deletes_the_last_verified_one(ledger: Ledger, keep_last: int) -> None:
     names = _commit(ledger, [V, V, R, C])
