@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -121,6 +122,7 @@ def demo(folder: Annotated[Path, typer.Option("--dir", help="Folder to work in; 
     from prunella.orchestration.demo import demo as run_demo
 
     logs.configure(level=logging.ERROR)
+    _end_like_ctrl_c_on_sigterm()
     started = time.monotonic()
     document = run_demo(folder.absolute(), out)
     show_summary(document, out)
@@ -134,6 +136,7 @@ def up(folder: Annotated[Path, typer.Option("--dir", help="Folder to work in; ke
     from prunella.orchestration import live
 
     logs.configure()
+    _end_like_ctrl_c_on_sigterm()
     settings = live.settings_for(folder.absolute(), with_mlflow=True)
     live.scratch_environment(settings)
     with live.start(settings):
@@ -142,6 +145,11 @@ def up(folder: Annotated[Path, typer.Option("--dir", help="Folder to work in; ke
         out.print("ready; Ctrl-C stops it")
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
+
+
+def _end_like_ctrl_c_on_sigterm() -> None:
+    """Airflow's services start processes of their own, which only an orderly end takes along."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @app.command()
