@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -114,17 +115,19 @@ def test_a_damaged_object_set_aside_makes_room_and_is_kept(store: FolderStore) -
     assert store.get("a/b") == b"whole"
 
 
-@pytest.fixture
+@contextmanager
 def no_room_for_more_than_4_kib() -> Iterator[None]:
+    """Only for the call itself: the limit holds for whatever this process writes, also for pytest's own log."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("no_room_for_more_than_4_kib")
 def test_a_full_store_leaves_nothing_half_written(store: FolderStore) -> None:
-    with pytest.raises(StorageFull, match=r"no room for object 'a/b'.*free space"):
+    with no_room_for_more_than_4_kib(), pytest.raises(StorageFull, match=r"no room for object 'a/b'.*free space"):
         store.put_new("a/b", bytes(8192))
 
     assert not store.exists("a/b")
@@ -243,9 +246,8 @@ def test_equal_content_written_by_somebody_else_first_is_still_taken(root: str) 
         store.put_new("a", b"same")
 
 
-@pytest.mark.usefixtures("no_room_for_more_than_4_kib")
 def test_a_full_store_is_not_retried(root: str) -> None:
     store = RetryingStore(FolderStore(root), StorageConfig(retry_s=3600))
 
-    with pytest.raises(StorageFull):
+    with no_room_for_more_than_4_kib(), pytest.raises(StorageFull):
         store.put_new("a", bytes(8192))
