@@ -87,11 +87,6 @@ class CheckpointWriter:
         self._index = len(committed)
         self._shipped_step = max([request.first_step - 1, *(manifest.step for manifest in committed)])
 
-    @property
-    def shipped_step(self) -> int:
-        """The last step whose record lies in a chunk that a committed manifest names."""
-        return self._shipped_step
-
     def save(
         self,
         step: int,

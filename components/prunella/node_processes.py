@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 from prunella.records import NodeRef
@@ -49,16 +48,6 @@ def kill_groups(processes: list[subprocess.Popen[bytes]]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
     for process in processes:
         process.wait()
-
-
-def wait_all(processes: list[subprocess.Popen[bytes]], timeout_s: float) -> bool:
-    """Whether all ended within the time."""
-    deadline = time.monotonic() + timeout_s
-    while any(process.poll() is None for process in processes):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def free_port() -> int:

@@ -222,11 +222,6 @@ class AirflowApi:
         if not answer.is_success:
             raise PrunellaError(f"Airflow refused the answer {option!r} to {task_id}: {answer.status_code} {answer.text}")
 
-    def pause(self, dag_id: str, is_paused: bool) -> None:
-        """Pause or unpause a DAG."""
-        self.log_in()
-        self._client.patch(f"/api/v2/dags/{dag_id}", json={"is_paused": is_paused}).raise_for_status()
-
 
 def describe(settings: LiveSettings) -> str:
     """Addresses and credentials, for people."""
