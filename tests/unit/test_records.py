@@ -25,6 +25,7 @@ from prunella.records import (
     Verdict,
     from_bytes,
     seal,
+    sealing,
     stage_record_from_bytes,
     to_bytes,
     unseal,
@@ -126,8 +127,8 @@ def test_a_newer_schema_is_refused_with_advice() -> None:
 
 def test_an_older_schema_is_migrated_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NodeEvent, "VERSION", 3)
-    monkeypatch.setitem(records._MIGRATIONS, ("node_event", 1), lambda old: {**old, "owner": "nobody"})
-    monkeypatch.setitem(records._MIGRATIONS, ("node_event", 2), lambda old: {**old, "owner": old["owner"] + "!"})
+    monkeypatch.setitem(sealing._MIGRATIONS, ("node_event", 1), lambda old: {**old, "owner": "nobody"})
+    monkeypatch.setitem(sealing._MIGRATIONS, ("node_event", 2), lambda old: {**old, "owner": old["owner"] + "!"})
     data = seal(b'{"schema":"node_event/1","node":"node-0","state":"available","reason":"","at_ns":1}\n')
 
     event = from_bytes(NodeEvent, data, "here")
