@@ -96,14 +96,3 @@ class Router(nn.Module):
         self.load_fraction_E.copy_(load_E / expected)
         if self.has_bias:
             self.expert_bias_E.add_(bias_rate * torch.sign(load_E.mean() - load_E))
-
-
-def max_violation(counts_E: Tensor) -> float:
-    """Load of the busiest expert over the mean load, minus 1; 0 is balance. Source: MaxVio, arXiv 2408.15664."""
-    load_E = counts_E.double()
-    return float(load_E.max() / load_E.mean() - 1.0)
-
-
-def dead_experts(counts_E: Tensor) -> int:
-    """Experts that got no token."""
-    return int((counts_E == 0).sum())

@@ -63,6 +63,7 @@ def step_points(record: StepRecord) -> Iterator[Point]:
         "moe/load_balance": record.load_balance_loss,
         "moe/router_z": record.router_z_loss,
         "moe/max_load_ratio": max_load_ratio(record),
+        "moe/dead_experts": dead_experts(record),
     }
     at_ms = record.end_ns // 1_000_000
     known = {key: value for key, value in values.items() if value is not None}
@@ -74,9 +75,18 @@ def step_points(record: StepRecord) -> Iterator[Point]:
 
 
 def max_load_ratio(record: StepRecord) -> float | None:
-    """Tokens of the busiest expert over the mean of its layer, the worst layer; None without experts. 1 is balanced."""
+    """Tokens of the busiest expert over the mean of its layer, the worst layer; None without experts. 1 is balanced.
+
+    MaxVio (arXiv 2408.15664) is this ratio minus 1.
+    """
     layers = [counts for counts in record.tokens_per_expert if sum(counts)]
     return max((max(counts) * len(counts) / sum(counts) for counts in layers), default=None)
+
+
+def dead_experts(record: StepRecord) -> float | None:
+    """Experts, over all layers, that no token of the global batch was sent to; None without experts."""
+    layers = [counts for counts in record.tokens_per_expert if sum(counts)]
+    return float(sum(counts.count(0) for counts in layers)) if layers else None
 
 
 def _incident_points(history: History) -> list[Point]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prunella.config import ModelConfig, RouterScore
-from prunella.model.router import Router, dead_experts, max_violation
+from prunella.model.router import Router
 
 
 def make_router(top_k=2, **settings):
@@ -85,10 +85,3 @@ def test_update_remembers_the_global_load_and_moves_the_bias_against_it():
 def test_counts_that_do_not_add_up_are_our_bug():
     with pytest.raises(AssertionError, match=r"counts sum to 15, expected tokens \* k = 8 \* 2"):
         make_router(2).update(torch.tensor([7, 4, 4, 0]), tokens=8, bias_rate=0.0)
-
-
-def test_load_reports_name_the_busiest_and_the_dead():
-    counts_E = torch.tensor([8, 4, 4, 0])
-
-    assert max_violation(counts_E) == 1.0
-    assert dead_experts(counts_E) == 1
