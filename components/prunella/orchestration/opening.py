@@ -239,10 +239,10 @@ def recent_checkpoints(ledger: Ledger, segment: int) -> Iterator[CheckpointManif
                 yield manifest
 
 
-def newest_verified(ledger: Ledger, segment: int, before_step: int) -> CheckpointRef | None:
+def verified_before(ledger: Ledger, segment: int, step: int) -> CheckpointRef | None:
     """The newest verified checkpoint older than a step."""
     for manifest in recent_checkpoints(ledger, segment):
-        if manifest.step < before_step and is_verified(ledger, manifest.name):
+        if manifest.step < step and is_verified(ledger, manifest.name):
             return ledger.ref(manifest)
     return None
 
@@ -279,7 +279,7 @@ def validate(
         inputs={ledger.manifest_key(ref.name): ref.manifest_sha256},
         candidate=ref,
         dataset=dataset(ledger).fingerprint,
-        previous=newest_verified(ledger, run.segment, ref.step),
+        previous=verified_before(ledger, run.segment, ref.step),
     )
     asking = Asking(scratch=scratch_of(run, attempt), relaunches=RELAUNCHES, on_start=on_start)
     return ask(ledger, ledger.request_key(run.segment, attempt.attempt, name), request, asking)

@@ -14,7 +14,7 @@ from prunella.orchestration.opening import (
     StepFailed,
     dataset,
     failure_of,
-    newest_verified,
+    verified_before,
     open_attempt,
     open_segment,
     prepare_data,
@@ -191,9 +191,9 @@ def test_recent_checkpoints_come_newest_step_first_across_attempts_and_segments(
 def test_a_candidate_is_compared_with_the_newest_verified_one_before_it(story: Story) -> None:
     first, _, third = candidates(story, True, False, True)
 
-    assert newest_verified(story.ledger, 0, before_step=15) == first
-    assert newest_verified(story.ledger, 0, before_step=16) == third
-    assert newest_verified(story.ledger, 0, before_step=5) is None
+    assert verified_before(story.ledger, 0, step=15) == first
+    assert verified_before(story.ledger, 0, step=16) == third
+    assert verified_before(story.ledger, 0, step=5) is None
 
 
 def test_every_window_that_was_ever_skipped_is_left_out(story: Story) -> None:
