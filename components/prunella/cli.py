@@ -5,18 +5,32 @@ import json
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from prunella import faults, logs
-from prunella.cli_summary import show_summary
+from prunella import cli_checkpoint, cli_fault, cli_node, cli_recipe, logs
+from prunella.cli_options import (
+    Assignments,
+    ConfigFile,
+    Experiment,
+    Faults,
+    FleetFile,
+    NewExperiment,
+    Nodes,
+    Recipe,
+    Root,
+    Schedule,
+    Segments,
+    StepsPerSegment,
+    ledger_of,
+    out,
+    submission,
+)
+from prunella.cli_summary import end_of_run, show_summary
 from prunella.errors import ConfigError
 from prunella.records import Stage
 
@@ -26,19 +40,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Prunella keeps a language-model pretraining run alive on machines that break.",
 )
-checkpoint_app = typer.Typer(no_args_is_help=True, help="List, verify, digest and prune checkpoints.")
-node_app = typer.Typer(no_args_is_help=True, help="List, cordon and uncordon nodes.")
-fault_app = typer.Typer(no_args_is_help=True, help="Faults that can be injected.")
-recipe_app = typer.Typer(no_args_is_help=True, help="Named configurations.")
-app.add_typer(checkpoint_app, name="checkpoint")
-app.add_typer(node_app, name="node")
-app.add_typer(fault_app, name="fault")
-app.add_typer(recipe_app, name="recipe")
-
-Root = Annotated[str, typer.Option(help="Where the ledger lies.", show_default=False)]
-Experiment = Annotated[str | None, typer.Option(help="Name of the experiment; needed where the root holds several.")]
-
-out = Console()
+app.add_typer(cli_checkpoint.app, name="checkpoint")
+app.add_typer(cli_node.app, name="node")
+app.add_typer(cli_fault.app, name="fault")
+app.add_typer(cli_recipe.app, name="recipe")
 
 
 # ------------------------------------------------------------------------------------------------ run
@@ -47,57 +52,33 @@ out = Console()
 @app.command()
 def run(
     root: Root,
-    recipe: Annotated[str | None, typer.Option(help="Named configuration; tiny_moe by default.")] = None,
-    config: Annotated[str | None, typer.Option(help="An experiment.toml, laid over the recipe.")] = None,
-    experiment: Annotated[str | None, typer.Option(help="Name of the experiment.")] = None,
-    segments: Annotated[int | None, typer.Option(min=1, help="Segments in all; repeated, the command continues.")] = None,
-    steps_per_segment: Annotated[int | None, typer.Option(min=1, help="Optimizer steps a segment.")] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes that train together.")] = None,
-    fleet: Annotated[str | None, typer.Option(help="Fleet file (YAML).")] = None,
-    fault: Annotated[list[str] | None, typer.Option(help="Fault to inject; repeatable; see `prunella fault list`.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A single setting, key=value; repeatable.")] = None,
+    recipe: Recipe = None,
+    config: ConfigFile = None,
+    experiment: NewExperiment = None,
+    segments: Segments = None,
+    steps_per_segment: StepsPerSegment = None,
+    nodes: Nodes = None,
+    fleet: FleetFile = None,
+    fault: Faults = None,
+    set_: Assignments = None,
 ) -> None:
     """Run an experiment to its end, healing what breaks. Exits 0 only when it is complete."""
     from prunella.orchestration.run import run_experiment
 
     logs.configure()
-    result = run_experiment(
-        _submission(root, experiment, recipe, config, segments, steps_per_segment, nodes, None, fleet, fault, set_)
-    )
-    for spec in result.unfired:
-        print(f"prunella: fault {spec} never fired", file=sys.stderr)
-    print(f"prunella: {result.message}", file=sys.stderr)
-    raise typer.Exit(0 if result.is_good else 1)
-
-
-def _submission(
-    root: str,
-    experiment: str | None,
-    recipe: str | None,
-    config: str | None,
-    segments: int | None,
-    steps_per_segment: int | None,
-    nodes: int | None,
-    schedule: str | None,
-    fleet: str | None,
-    fault: list[str] | None,
-    set_: list[str] | None,
-) -> Any:
-    from prunella.orchestration.submit import Submission
-
-    return Submission(
-        root=str(Path(root).absolute()) if "://" not in root else root,
+    asked = submission(
+        root=root,
         experiment=experiment,
         recipe=recipe,
-        config_file=config,
+        config=config,
         segments=segments,
         steps_per_segment=steps_per_segment,
         nodes=nodes,
-        schedule=schedule,
         fleet=fleet,
-        faults=tuple(fault or ()),
-        assignments=tuple(set_ or ()),
+        fault=fault,
+        assignments=set_,
     )
+    raise typer.Exit(end_of_run(run_experiment(asked)))
 
 
 @app.command()
@@ -158,16 +139,16 @@ def trigger(
     airflow: Annotated[str, typer.Option(help="Address of the Airflow, for example http://127.0.0.1:8080.")],
     user: Annotated[str, typer.Option(envvar="PRUNELLA_AIRFLOW_USER", help="Airflow user.")] = "admin",
     password: Annotated[str, typer.Option(envvar="PRUNELLA_AIRFLOW_PASSWORD", prompt=True, hide_input=True)] = "",
-    recipe: Annotated[str | None, typer.Option(help="Named configuration; tiny_moe by default.")] = None,
-    config: Annotated[str | None, typer.Option(help="An experiment.toml, laid over the recipe.")] = None,
-    experiment: Annotated[str | None, typer.Option(help="Name of the experiment.")] = None,
-    segments: Annotated[int | None, typer.Option(min=1, help="Segments in all.")] = None,
-    steps_per_segment: Annotated[int | None, typer.Option(min=1, help="Optimizer steps a segment.")] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes that train together.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="manual, continuous or cron:EXPR.")] = None,
-    fleet: Annotated[str | None, typer.Option(help="Fleet file (YAML).")] = None,
-    fault: Annotated[list[str] | None, typer.Option(help="Fault to inject; repeatable.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A single setting, key=value; repeatable.")] = None,
+    recipe: Recipe = None,
+    config: ConfigFile = None,
+    experiment: NewExperiment = None,
+    segments: Segments = None,
+    steps_per_segment: StepsPerSegment = None,
+    nodes: Nodes = None,
+    schedule: Schedule = None,
+    fleet: FleetFile = None,
+    fault: Faults = None,
+    set_: Assignments = None,
 ) -> None:
     """Open an experiment, or take up the one of that name, and start its next segment on a running Airflow."""
     from prunella.orchestration import live
@@ -175,9 +156,20 @@ def trigger(
     from prunella.orchestration.submit import open_experiment
 
     logs.configure()
-    ledger = open_experiment(
-        _submission(root, experiment, recipe, config, segments, steps_per_segment, nodes, schedule, fleet, fault, set_)
+    asked = submission(
+        root=root,
+        experiment=experiment,
+        recipe=recipe,
+        config=config,
+        segments=segments,
+        steps_per_segment=steps_per_segment,
+        nodes=nodes,
+        schedule=schedule,
+        fleet=fleet,
+        fault=fault,
+        assignments=set_,
     )
+    ledger = open_experiment(asked)
     segment = next_segment(ledger)
     if segment is None:
         raise ConfigError(f"experiment {ledger.name!r} is complete; `prunella extend` adds segments")
@@ -198,17 +190,11 @@ def status(
     """Where an experiment stands: its summary, folded from the ledger."""
     from prunella.orchestration.publishing import summary_of
 
-    document = summary_of(_ledger(root, experiment))
+    document = summary_of(ledger_of(root, experiment))
     if as_json:
         print(json.dumps(document, indent=2))
         return
     show_summary(document, out)
-
-
-def _ledger(root: str, experiment: str | None) -> Any:
-    from prunella.orchestration.submit import find_experiment
-
-    return find_experiment(str(Path(root).absolute()) if "://" not in root else root, experiment)
 
 
 @app.command()
@@ -221,7 +207,7 @@ def report(
     from prunella.orchestration.publishing import report_path
     from prunella.tracking.report import write_report
 
-    ledger = _ledger(root, experiment)
+    ledger = ledger_of(root, experiment)
     path = output or report_path(ledger)
     write_report(ledger, path)
     print(path)
@@ -233,7 +219,7 @@ def publish(root: Root, experiment: Experiment = None) -> None:
     from prunella.orchestration.publishing import publish as publish_experiment
 
     logs.configure(bound={"experiment": experiment})
-    print(publish_experiment(_ledger(root, experiment)).run_id)
+    print(publish_experiment(ledger_of(root, experiment)).run_id)
 
 
 # ------------------------------------------------------------------------------------------------ steer
@@ -244,7 +230,7 @@ def stop(root: Root, experiment: Experiment = None, reason: str = "asked on the 
     """Stop an experiment: a running attempt finishes its step, saves, and closes."""
     from prunella.orchestration.closing import request_stop
 
-    request_stop(_ledger(root, experiment), reason)
+    request_stop(ledger_of(root, experiment), reason)
 
 
 @app.command()
@@ -252,7 +238,7 @@ def resume(root: Root, experiment: Experiment = None, reason: str = "asked on th
     """Take a stop back; run or trigger the experiment again to go on."""
     from prunella.orchestration.closing import request_resume
 
-    request_resume(_ledger(root, experiment), reason)
+    request_resume(ledger_of(root, experiment), reason)
 
 
 @app.command()
@@ -265,186 +251,7 @@ def extend(
     """Change the number of segments. The learning-rate schedule spans the new total from the next segment on."""
     from prunella.orchestration.closing import extend as extend_experiment
 
-    ledger = _ledger(root, experiment)
+    ledger = ledger_of(root, experiment)
     if segments <= ledger.config().segments:
         raise ConfigError(f"--segments {segments}: the experiment has {ledger.config().segments}; it can only be extended")
     extend_experiment(ledger, segments, reason)
-
-
-# ------------------------------------------------------------------------------------------------ checkpoints
-
-Step = Annotated[int | None, typer.Option(help="Optimizer step of the checkpoint; the last verified one by default.")]
-
-
-@checkpoint_app.command("list")
-def checkpoint_list(root: Root, experiment: Experiment = None) -> None:
-    """Every checkpoint and what became of it."""
-    from prunella.checkpoint_history import list_checkpoints
-
-    table = Table("name", "step", "state", "promoted", "digest")
-    for found in list_checkpoints(_ledger(root, experiment)):
-        promoted = "yes" if found.is_promoted else ""
-        table.add_row(found.manifest.name, str(found.manifest.step), found.state, promoted, (found.digest or "")[:19])
-    out.print(table)
-
-
-@checkpoint_app.command("digest")
-def checkpoint_digest(root: Root, experiment: Experiment = None, step: Step = None) -> None:
-    """Digest of a checkpoint's logical content, computed from its files; of a pruned one, as validation recorded it."""
-    from prunella import checkpoints
-
-    ledger = _ledger(root, experiment)
-    found = _checkpoint(ledger, step)
-    if found.state == "pruned":
-        print(f"prunella: checkpoint {found.manifest.name} is pruned; this is what validation recorded", file=sys.stderr)
-        print(found.digest)
-        return
-    tensors, state = checkpoints.read_full(ledger, found.ref)
-    print(checkpoints.logical_digest(tensors, state))
-
-
-@checkpoint_app.command("verify")
-def checkpoint_verify(root: Root, experiment: Experiment = None, step: Step = None) -> None:
-    """Read a checkpoint again: files, digests, and the digest that validation recorded."""
-    from prunella import checkpoints
-
-    ledger = _ledger(root, experiment)
-    ref = _checkpoint(ledger, step).ref
-    tensors, state = checkpoints.read_full(ledger, ref)
-    found, verdict = checkpoints.logical_digest(tensors, state), ledger.validation(ref.name)
-    if verdict is not None and verdict.digest is not None and verdict.digest != found:
-        raise ConfigError(f"checkpoint {ref.name}: validation recorded {verdict.digest}, the files now give {found}")
-    print(f"{ref.name} step {ref.step}: {found}")
-
-
-@checkpoint_app.command("prune")
-def checkpoint_prune(
-    root: Root,
-    experiment: Experiment = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
-) -> None:
-    """Delete what retention releases; never the last verified checkpoint."""
-    from prunella.checkpoint_history import prune
-
-    ledger = _ledger(root, experiment)
-    settings = ledger.config().checkpoint
-    for status in prune(ledger, keep_last=settings.keep_last, keep_every=settings.keep_every, is_dry_run=dry_run):
-        print(status.manifest.name)
-
-
-def _checkpoint(ledger: Any, step: int | None) -> Any:
-    """The last verified checkpoint; of a given step, the best there is: verified, then unjudged, then pruned."""
-    from prunella.checkpoint_history import list_checkpoints
-
-    ranks = {"verified": 3, "candidate": 2, "rejected": 1, "revoked": 1, "pruned": 0}
-    found = [entry for entry in list_checkpoints(ledger) if _is_meant(entry, step)]
-    if not found:
-        wanted = "verified checkpoint" if step is None else f"checkpoint of step {step}"
-        raise ConfigError(f"experiment {ledger.name!r} has no {wanted}; `prunella checkpoint list` shows what it has")
-    return max(found, key=lambda entry: (entry.manifest.step, ranks[entry.state], entry.manifest.attempt))
-
-
-def _is_meant(entry: Any, step: int | None) -> bool:
-    if step is None:
-        return bool(entry.state == "verified")
-    return bool(entry.manifest.step == step and (entry.state != "pruned" or entry.digest is not None))
-
-
-# ------------------------------------------------------------------------------------------------ nodes
-
-Node = Annotated[str, typer.Argument(help="Name of the node.")]
-Fleet = Annotated[str | None, typer.Option(help="Fleet file; the experiments' own otherwise.")]
-
-
-@node_app.command("list")
-def node_list(root: Root, fleet: Fleet = None) -> None:
-    """Every node, its state, and the last word about it."""
-    from prunella.fleet.commands import node_table
-
-    table = Table("node", "role", "devices", "state", "owner", "reason")
-    for row in node_table(_store(root), _fleet(root, fleet)):
-        table.add_row(row.name, str(row.role or ""), str(row.devices or ""), row.state, str(row.owner or ""), row.reason or "")
-    out.print(table)
-
-
-@node_app.command("cordon")
-def node_cordon(name: Node, root: Root, reason: Annotated[str, typer.Option(help="Why.")], fleet: Fleet = None) -> None:
-    """Keep a node out of training."""
-    from prunella.fleet.commands import cordon_node
-
-    print(cordon_node(_store(root), _fleet(root, fleet), name, reason=reason))
-
-
-@node_app.command("uncordon")
-def node_uncordon(
-    name: Node,
-    root: Root,
-    reason: Annotated[str, typer.Option(help="What was repaired, or why not.")],
-    override: Annotated[bool, typer.Option("--override", help="Available at once, without a gate; recorded.")] = False,
-    fleet: Fleet = None,
-) -> None:
-    """Return a node: it trains again once it passed a gate."""
-    from prunella.fleet.commands import uncordon_node
-
-    print(uncordon_node(_store(root), _fleet(root, fleet), name, reason=reason, is_override=override))
-
-
-def _store(root: str) -> Any:
-    from prunella.storage import open_store
-
-    return open_store(str(Path(root).absolute()) if "://" not in root else root)
-
-
-def _fleet(root: str, path: str | None) -> Any:
-    """The nodes of a fleet file; without one, those of the experiments under the root, or of the default fleet."""
-    from prunella.config import Config
-    from prunella.fleet.roster import load_fleet
-    from prunella.ledger import list_experiments
-
-    if path is not None:
-        return load_fleet(path, nodes=1)
-    configs = [_ledger(root, name).config() for name in list_experiments(_store(root))] or [Config()]
-    found = {node.name: node for config in configs for node in load_fleet(config.fleet, nodes=config.nodes)}
-    return tuple(found.values())
-
-
-# ------------------------------------------------------------------------------------------------ faults, recipes
-
-
-@fault_app.command("list")
-def fault_list() -> None:
-    """What can be broken on purpose."""
-    table = Table("fault", "what it does")
-    for kind, (required, optional, text) in faults.KINDS.items():
-        names = [f"{name}=..." for name in required] + [f"\\[{name}=...]" for name in optional]
-        table.add_row(f"{kind}:{','.join(names)}", text)
-    out.print(table)
-
-
-@recipe_app.command("list")
-def recipe_list() -> None:
-    """Names of the recipes."""
-    from prunella.recipes import RECIPES
-
-    for name in RECIPES:
-        print(name)
-
-
-@recipe_app.command("show")
-def recipe_show(
-    name: Annotated[str, typer.Argument(help="Name of the recipe.")],
-    world_size: Annotated[int | None, typer.Option(min=1, help="Devices in all; the recipe's nodes by default.")] = None,
-    expert_parallel: Annotated[int, typer.Option(min=0, help="Devices that share a layer's experts; 0 chooses.")] = 0,
-    as_toml: Annotated[bool, typer.Option("--toml", help="The configuration, as an experiment.toml.")] = False,
-) -> None:
-    """Parameters, memory a device and FLOPs a token of a recipe on a mesh, from the model built on the meta device."""
-    from prunella import config as configuration
-    from prunella.model.accounting import describe
-    from prunella.recipes import recipe
-
-    chosen = recipe(name)
-    if as_toml:
-        print(configuration.to_toml(chosen))
-        return
-    for line in describe(chosen, world_size=world_size or chosen.nodes, expert_parallel=expert_parallel).lines():
-        print(line)

@@ -1,9 +1,21 @@
 """The summary of an experiment as tables for people. Shows what the document says, and adds nothing to it."""
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from prunella.orchestration.run import RunResult
+
+
+def end_of_run(result: "RunResult") -> int:
+    """Say how a command that ran an experiment ended; returns its exit code."""
+    for spec in result.unfired:
+        print(f"prunella: fault {spec} never fired", file=sys.stderr)
+    print(f"prunella: {result.message}", file=sys.stderr)
+    return 0 if result.is_good else 1
 
 
 def show_summary(document: dict[str, Any], console: Console) -> None:

@@ -39,7 +39,7 @@ def prunella(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TERM", "dumb")
-    monkeypatch.setattr("prunella.cli.out._width", 200)
+    monkeypatch.setattr("prunella.cli_options.out._width", 200)
     return Prunella(monkeypatch, capsys)
 
 

@@ -1,13 +1,16 @@
-"""`prunella run`: segment after segment in this process, one `dag.test()` each, until the fold says complete.
+"""Segment after segment in this process until the fold says complete: what `prunella run` and `run-local` have in common.
 
-The same DAG as under a scheduler, without one. Airflow's home is private and thrown away; the ledger alone says what was
-done, so the same command after a kill -9 goes on.
+An engine runs one segment: `dag_test_engine` the DAG without a scheduler, `pipelines/run_local.py` the pipeline without a
+cluster. Its scratch is private and thrown away; the ledger alone says what was done, so the same command after a kill -9
+goes on.
 """
 
 import importlib.util
 import logging
 import os
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,12 @@ from prunella.records import SegmentClosed
 logger = logging.getLogger(__name__)
 
 
+#: Runs the next segment of an experiment, under a run id.
+RunSegment = Callable[[Ledger, str], None]
+#: Makes ready what runs segments, and cleans up after the last.
+Engine = Callable[[], AbstractContextManager[RunSegment]]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunResult:
     """How an invocation ended. `unfired` are requested faults that never acted."""
@@ -38,8 +47,11 @@ class RunResult:
         return self.is_complete and not self.unfired
 
 
-def run_experiment(submission: Submission) -> RunResult:
+def run_experiment(submission: Submission, engine: Engine | None = None) -> RunResult:
     """Run an experiment until it is complete, stopped, or needs a person.
+
+    Args:
+        engine: what runs a segment; the DAG, in this process, by default.
 
     Raises:
         ConfigError: the submission cannot be meant.
@@ -49,8 +61,8 @@ def run_experiment(submission: Submission) -> RunResult:
         return _result(ledger, "complete already")
     listen()
     try:
-        with tempfile.TemporaryDirectory(prefix="prunella-airflow-") as home:
-            return _result(ledger, _run_segments(ledger, _load_dag(Path(home))))
+        with (engine or dag_test_engine)() as run_segment:
+            return _result(ledger, _run_segments(ledger, run_segment))
     except KeyboardInterrupt:
         return _unfinished("interrupted")
     except (Leave, StorageError) as error:
@@ -62,18 +74,17 @@ def _unfinished(why: str) -> RunResult:
     return RunResult(is_complete=False, message=message, unfired=())
 
 
-def _run_segments(ledger: Ledger, dag: Any) -> str:
+def _run_segments(ledger: Ledger, run_segment: RunSegment) -> str:
     while (segment := next_segment(ledger)) is not None:
         if ledger.is_stop_requested():
             return "stopped; `prunella resume` takes the stop back"
         run_index = len(ledger.runs(segment))
         run_id = run_id_for(ledger, segment)
         logger.info("segment_run_started run_id=%s", run_id)
-        conf = {"root": ledger.store.root, "experiment": ledger.name, "unattended": True, "run_id": run_id}
-        dag.test(logical_date=None, run_conf=conf)
+        run_segment(ledger, run_id)
         close = ledger.closed(segment, run_index)
         if close is None:
-            return f"DAG run {run_id} ended without a close; the log above has the reason; run the command again"
+            return f"segment run {run_id} ended without a close; the log above has the reason; run the command again"
         if not closing.may_continue(ledger, close) and next_segment(ledger) is not None:
             return _why(close)
     return "complete"
@@ -81,6 +92,19 @@ def _run_segments(ledger: Ledger, dag: Any) -> str:
 
 def _why(close: SegmentClosed) -> str:
     return f"segment {close.segment} {close.outcome}: {close.message}"
+
+
+@contextmanager
+def dag_test_engine() -> Iterator[RunSegment]:
+    """The DAG under `dag.test()`: Airflow without a scheduler, in a home of its own."""
+    with tempfile.TemporaryDirectory(prefix="prunella-airflow-") as home:
+        dag = _load_dag(Path(home))
+
+        def run_segment(ledger: Ledger, run_id: str) -> None:
+            conf = {"root": ledger.store.root, "experiment": ledger.name, "unattended": True, "run_id": run_id}
+            dag.test(logical_date=None, run_conf=conf)
+
+        yield run_segment
 
 
 def _load_dag(home: Path) -> Any:

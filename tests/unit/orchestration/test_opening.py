@@ -14,12 +14,12 @@ from prunella.orchestration.opening import (
     StepFailed,
     dataset,
     failure_of,
-    verified_before,
     open_attempt,
     open_segment,
     prepare_data,
     recent_checkpoints,
     skipped_windows,
+    verified_before,
 )
 from prunella.records import (
     Action,
