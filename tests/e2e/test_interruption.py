@@ -1,6 +1,7 @@
 """The command is interrupted, killed, stopped, doubled, extended: the same command goes on, and nothing is lost."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -25,6 +26,18 @@ def test_command_killed_in_training_goes_on_with_the_unbroken_digest(campaign: C
     done = campaign.run()
 
     assert_complete(done, campaign)
+    assert campaign.digest() == unbroken.digest()
+
+
+@pytest.mark.slow
+def test_a_root_that_was_deleted_is_used_again_as_if_it_were_new(campaign: Campaign, unbroken: Campaign) -> None:
+    campaign.start("--fault", "kill:rank=1,step=5").wait()
+    shutil.rmtree(campaign.root)
+
+    done = campaign.run()
+
+    summary = assert_complete(done, campaign)
+    assert summary["incidents"] == []
     assert campaign.digest() == unbroken.digest()
 
 

@@ -192,7 +192,7 @@ def step_records(ledger: Ledger, record: TrainRecord, attempt: int = 0) -> list[
 
 
 def living_ranks(ledger: Ledger, attempt: int = 0) -> list[bool]:
-    scratch = attempt_scratch(ledger.store.root, "tiny", 0, attempt)
+    scratch = attempt_scratch(ledger.store.root, "tiny", 0, attempt, opened_ns=0)
     beats = [beat for rank in range(len(NODES)) if (beat := read_heartbeat(scratch, rank)) is not None]
     return [process_state(beat.pid, beat.process_start) is not None for beat in beats]
 
@@ -294,7 +294,7 @@ def test_sigterm_finishes_the_step_and_saves(tmp_path: Path) -> None:
 
 
 def _sigterm_after_first_step(ledger: Ledger) -> None:
-    _wait_for_step(attempt_scratch(ledger.store.root, "tiny", 0, 0), 2)
+    _wait_for_step(attempt_scratch(ledger.store.root, "tiny", 0, 0, opened_ns=0), 2)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -321,7 +321,7 @@ def test_ranks_die_with_a_launcher_that_was_killed(tmp_path: Path) -> None:
     request = replace(request_for(ledger, config=config, last_step=5_000), total_steps=5_000)
     launcher = multiprocessing.get_context("spawn").Process(target=stage.run, args=(config, request))
     launcher.start()
-    scratch = attempt_scratch(ledger.store.root, "tiny", 0, 0)
+    scratch = attempt_scratch(ledger.store.root, "tiny", 0, 0, opened_ns=0)
     _wait_for_step(scratch, 2)
 
     launcher.kill()

@@ -40,7 +40,7 @@ def run(config: Config, request: GateFabricRequest, *, start: Start = start_on_n
         start: how a process is started on a node.
     """
     started_ns = time.time_ns()
-    scratch = attempt_scratch(request.root, request.experiment, request.segment, request.attempt)
+    scratch = attempt_scratch(request.root, request.experiment, request.segment, request.attempt, opened_ns=request.opened_ns)
     health: dict[str, Health] = {}
     checks: tuple[CheckResult, ...] = ()
     team = _team(request, health)

@@ -89,7 +89,7 @@ def _measure_device(gate: GateConfig, device: torch.device, disturb: Disturb) ->
 
 
 def _measure_surroundings(ledger: Ledger, request: GateNodeRequest) -> list[Measurement]:
-    scratch = attempt_scratch(request.root, request.experiment, request.segment, request.attempt)
+    scratch = attempt_scratch(request.root, request.experiment, request.segment, request.attempt, opened_ns=request.opened_ns)
     start_ns = time.perf_counter_ns()
     probe = checks.probe_store(ledger.store, _probe_key(ledger, request))
     duration_ms = (time.perf_counter_ns() - start_ns) / 1e6

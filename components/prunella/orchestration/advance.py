@@ -13,9 +13,8 @@ from prunella.ledger import Ledger, list_experiments, open_ledger
 from prunella.orchestration.claim import next_segment, run_id_for
 from prunella.orchestration.closing import may_continue
 from prunella.orchestration.graph import ASK_TIMEOUT_S
-from prunella.orchestration.opening import run_scratch
 from prunella.records import RECORD_OF, Action, AttemptOpened, SegmentOpened, Stage
-from prunella.scratch import attempt_scratch
+from prunella.scratch import attempt_scratch, run_scratch
 from prunella.storage import open_store
 
 logger = logging.getLogger(__name__)
@@ -100,8 +99,9 @@ def _is_dead(ledger: Ledger, run: SegmentOpened, now_ns: int) -> bool:
     if now_ns - max(signs_ns) < DEAD_AFTER_S * 1e9:
         return False
     root, name = ledger.store.root, ledger.name
-    folders = [attempt_scratch(root, name, run.segment, attempt.attempt) for attempt in attempts]
-    return not any(_has_process(folder) for folder in [run_scratch(root, name, run.segment, run.run_index), *folders])
+    folders = [attempt_scratch(root, name, run.segment, a.attempt, opened_ns=a.opened_ns) for a in attempts]
+    of_run = run_scratch(root, name, run.segment, run.run_index, opened_ns=run.opened_ns)
+    return not any(_has_process(folder) for folder in [of_run, *folders])
 
 
 def _signs_of_life_ns(ledger: Ledger, attempt: AttemptOpened) -> Iterator[int]:

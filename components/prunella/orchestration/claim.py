@@ -50,6 +50,7 @@ def addressed(run: SegmentRun, ledger: Ledger, attempt: AttemptOpened, stage: St
         "segment": run.segment,
         "attempt": attempt.attempt,
         "run_index": run.run_index,
+        "opened_ns": attempt.opened_ns,
     }
 
 
@@ -116,3 +117,15 @@ def read_claim(root: str, key: str, *, is_unattended: bool) -> SegmentRun:
         run_id=record.run_id,
         is_unattended=is_unattended,
     )
+
+
+def find_claim(root: str, experiment: str, run_id: str, *, is_unattended: bool) -> SegmentRun | None:
+    """What a run of this id took up; None when it took up nothing."""
+    ledger = open_ledger(root, experiment)
+    if not ledger.store.exists(ledger.experiment_key):
+        return None
+    for segment in range(ledger.config().segments):
+        mine = next((run for run in ledger.runs(segment) if run.run_id == run_id), None)
+        if mine is not None:
+            return read_claim(root, claim_key(ledger, segment, mine.run_index), is_unattended=is_unattended)
+    return None

@@ -274,7 +274,8 @@ def _lost_steps(ledger: Ledger, attempt: AttemptOpened, evidence: Evidence) -> i
 
 def _last_step_seen(ledger: Ledger, attempt: AttemptOpened) -> int:
     """What the scratch of an attempt that left no record shows, where it lies on this machine; 0 where nothing does."""
-    last = read_last(attempt_scratch(ledger.store.root, ledger.name, attempt.segment, attempt.attempt))
+    root, number = ledger.store.root, attempt.attempt
+    last = read_last(attempt_scratch(root, ledger.name, attempt.segment, number, opened_ns=attempt.opened_ns))
     return last.step if last is not None else 0
 
 

@@ -39,7 +39,7 @@ from prunella.records import (
     Verdict,
     Window,
 )
-from prunella.scratch import attempt_scratch
+from prunella.scratch import attempt_scratch, run_scratch
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def prepare_data(run: SegmentRun, on_start: OnStart = lambda handle: None) -> st
     """
     ledger = run.ledger()
     key = _data_prep_key(ledger, run)
-    asking = Asking(scratch=_run_scratch(run), relaunches=RELAUNCHES, on_start=on_start)
+    asking = Asking(scratch=_data_prep_scratch(ledger, run), relaunches=RELAUNCHES, on_start=on_start)
     record = _prepare(ledger, run, key, asking, is_repair=False)
     if not isinstance(record, DataPrepRecord) or record.verdict is not Verdict.ACCEPTED:
         message = record.failure.message if record is not None and record.failure else "data prep left no record"
@@ -82,22 +82,17 @@ def _data_prep_key(ledger: Ledger, run: SegmentRun) -> str:
     return f"{ledger.segment_prefix(run.segment)}/runs/{run.run_index:02d}/data_prep.json"
 
 
+def _data_prep_scratch(ledger: Ledger, run: SegmentRun) -> Path:
+    """Where a run keeps the process of its data prep on this machine, which belongs to no attempt."""
+    opened = ledger.runs(run.segment)[run.run_index]
+    return run_scratch(run.root, run.experiment, run.segment, run.run_index, opened_ns=opened.opened_ns)
+
+
 def failure_of(run: SegmentRun, message: str) -> StepFailed:
     """What a step before the attempts failed of, with the record that says so where there is one."""
     ledger = run.ledger()
     record = ledger.find_stage_record(DataPrepRecord, _data_prep_key(ledger, run))
     return StepFailed(record if isinstance(record, FailedRecord) else None, message)
-
-
-def _run_scratch(run: SegmentRun) -> Path:
-    path = run_scratch(run.root, run.experiment, run.segment, run.run_index)
-    path.mkdir(exist_ok=True)
-    return path
-
-
-def run_scratch(root: str, experiment: str, segment: int, run_index: int) -> Path:
-    """Where a DAG run keeps the process of its data prep on this machine, which belongs to no attempt."""
-    return attempt_scratch(root, experiment, segment, 0).parent / f"run-{run_index:02d}"
 
 
 def _prepare(ledger: Ledger, run: SegmentRun, key: str, asking: Asking, *, is_repair: bool) -> StageRecord | None:
@@ -154,7 +149,7 @@ def _stop_leftovers(ledger: Ledger, run: SegmentRun) -> None:
     for attempt in ledger.attempts(run.segment):
         if ledger.decision(run.segment, attempt.attempt) is not None:
             continue
-        for path in attempt_scratch(run.root, run.experiment, run.segment, attempt.attempt).glob("*.handle"):
+        for path in scratch_of(run, attempt).glob("*.handle"):
             found = handles.read(path)
             if found is not None and found.is_alive:
                 logger.warning("leftover_stopped pid=%s handle=%s", found.pid, path.name)
@@ -305,4 +300,4 @@ def _request_gate(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened, node:
 
 def scratch_of(run: SegmentRun, attempt: AttemptOpened) -> Path:
     """The attempt's scratch folder on this machine."""
-    return attempt_scratch(run.root, run.experiment, run.segment, attempt.attempt)
+    return attempt_scratch(run.root, run.experiment, run.segment, attempt.attempt, opened_ns=attempt.opened_ns)

@@ -6,7 +6,7 @@ from typing import Any
 
 from prunella.ledger import Ledger
 from prunella.orchestration.claim import next_segment
-from prunella.records import Incident, Stage
+from prunella.records import AttemptOpened, Incident, Stage
 from prunella.scratch import attempt_scratch
 
 _STAGES = (Stage.GATE_FABRIC, Stage.TRAINING_SEGMENT, Stage.CHECKPOINT_VALIDATION, Stage.EVALUATION)
@@ -55,7 +55,7 @@ def progress(ledger: Ledger) -> Progress:
     if decision is not None and decision.action != "accept":
         return Progress(segment=segment, attempt=attempt, activity=f"decided {decision.action}")
     stage = _running_stage(ledger, segment, attempt)
-    live: dict[str, Any] = _live(ledger, segment, attempt) if stage is Stage.TRAINING_SEGMENT else {}
+    live: dict[str, Any] = _live(ledger, attempts[-1]) if stage is Stage.TRAINING_SEGMENT else {}
     return Progress(
         segment=segment,
         attempt=attempt,
@@ -73,8 +73,10 @@ def _running_stage(ledger: Ledger, segment: int, attempt: int) -> Stage | None:
     return asked[-1] if asked else None
 
 
-def _live(ledger: Ledger, segment: int, attempt: int) -> dict[str, Any]:
-    path = attempt_scratch(ledger.store.root, ledger.name, segment, attempt) / "progress.json"
+def _live(ledger: Ledger, attempt: AttemptOpened) -> dict[str, Any]:
+    root, number = ledger.store.root, attempt.attempt
+    scratch = attempt_scratch(root, ledger.name, attempt.segment, number, opened_ns=attempt.opened_ns)
+    path = scratch / "progress.json"
     if not path.exists():
         return {}
     found: dict[str, Any] = json.loads(path.read_text())

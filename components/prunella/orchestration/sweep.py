@@ -42,7 +42,7 @@ def gate_swept_node(root: str, key: str) -> str:
     request = ledger.find(GateNodeRequest, key)
     assert request is not None, "open_sweep wrote it"
     sweep = key.split("/")[2]
-    scratch = attempt_scratch(root, "fleet", 0, 0) / sweep
+    scratch = attempt_scratch(root, "fleet", 0, 0, opened_ns=0) / sweep
     scratch.mkdir(exist_ok=True)
     asking = Asking(scratch=scratch, node=request.node, timeout_s=Config().gate.node_timeout_s)
     answer = ask(ledger, key, request, asking)

@@ -8,7 +8,10 @@ from prunella.records.words import Stage
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request(Record):
-    """What every stage is told. `output` is the key its record will be written to; `inputs` maps keys to sha256."""
+    """What every stage is told. `output` is the key its record will be written to; `inputs` maps keys to sha256.
+
+    `opened_ns` is when the attempt was opened; with the number it names the attempt's scratch.
+    """
 
     stage: Stage
     root: str
@@ -18,6 +21,7 @@ class Request(Record):
     segment: int = 0
     attempt: int = 0
     run_index: int = 0
+    opened_ns: int = 0
     nodes: tuple[NodeRef, ...] = ()
     inputs: dict[str, str] = field(default_factory=dict)
 

@@ -54,7 +54,7 @@ def run(config: Config, request: TrainRequest) -> TrainRecord:
     split_batch(config.batch, len(rank_nodes(request.nodes)))
     if request.first_step > request.last_step:
         return _nothing_to_train(request, started_ns)
-    scratch = attempt_scratch(request.root, request.experiment, request.segment, request.attempt)
+    scratch = attempt_scratch(request.root, request.experiment, request.segment, request.attempt, opened_ns=request.opened_ns)
     prepare_scratch(scratch, Job(config=config, request=request, launched_ns=started_ns))
     watched = _train(config, request, scratch, started_ns)
     committed = ledger.candidates(request.segment, request.attempt)

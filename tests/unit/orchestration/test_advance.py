@@ -10,9 +10,8 @@ from prunella.launch.handle import register
 from prunella.orchestration import closing
 from prunella.orchestration.advance import DEAD_AFTER_S, due_runs, is_due, next_cron_ns
 from prunella.orchestration.graph import ASK_TIMEOUT_S
-from prunella.orchestration.opening import run_scratch
 from prunella.records import Action, Outcome, Stage
-from prunella.scratch import attempt_scratch
+from prunella.scratch import attempt_scratch, run_scratch
 from unit.orchestration.story import CONFIG, NODES, OPENED_NS, SECOND, Story, failed, incident
 
 HOUR = 3600 * SECOND
@@ -152,10 +151,10 @@ def test_a_run_that_wrote_something_lately_is_not_dead(story: Story) -> None:
 
 @pytest.mark.parametrize("is_data_prep", [False, True], ids=["a stage of an attempt", "data prep"])
 def test_a_run_with_a_living_process_is_not_dead_however_long_it_has_been_quiet(story: Story, is_data_prep: bool) -> None:
-    story.open_attempt(story.open_run(0), 0)
-    of_run, of_attempt = run_scratch(story.root, "demo", 0, 0), attempt_scratch(story.root, "demo", 0, 0)
+    attempt = story.open_attempt(story.open_run(0), 0)
+    of_run = run_scratch(story.root, "demo", 0, 0, opened_ns=story.ledger.runs(0)[0].opened_ns)
+    of_attempt = attempt_scratch(story.root, "demo", 0, 0, opened_ns=attempt.opened_ns)
     folder: Path = of_run if is_data_prep else of_attempt
-    folder.mkdir(exist_ok=True)
     register(folder / "stage-0.handle")
 
     assert not is_due(story.ledger, DEAD + 100 * HOUR)
