@@ -1,0 +1,47 @@
+"""The pipeline without a cluster: Kubeflow's own local runner, one subprocess a component, segment after segment.
+
+The ledger says what was done, not the runner: a pipeline that the runner calls failed may have healed, and the same command
+after a kill -9 goes on. What the runner keeps of artifacts is thrown away; what matters of them is in the ledger.
+"""
+
+import contextlib
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+from kfp import local
+
+from prunella.ledger import Ledger
+from prunella.orchestration.pipelines.form import Form
+from prunella.orchestration.pipelines.pretrain_segment import pretrain_segment
+from prunella.orchestration.run import RunSegment
+
+
+@contextmanager
+def local_pipeline_engine() -> Iterator[RunSegment]:
+    """The pipeline of one segment, run in this process's own environment."""
+    pipeline = pretrain_segment(Form())
+    with tempfile.TemporaryDirectory(prefix="prunella-pipeline-") as artifacts, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You may be attemping to run a task", category=RuntimeWarning)
+        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=artifacts, raise_on_error=False)
+
+        def run_segment(ledger: Ledger, run_id: str) -> None:
+            with contextlib.redirect_stdout(sys.stderr):
+                pipeline(root=ledger.store.root, experiment=ledger.name, run_id=run_id)
+
+        try:
+            yield run_segment
+        finally:
+            _end_components()
+
+
+def _end_components() -> None:
+    """SIGTERM the components that an interrupt left behind. Stages, in sessions of their own, go on and are found again."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getsid(process.pid) == os.getsid(0):
+                process.terminate()
