@@ -75,6 +75,11 @@ system: ## Install the Debian packages that some tests need: a browser (needs ro
 lock: setup ## Resolve pyproject.toml anew into requirements/*.lock (needs the package index; minutes)
 	@$(BIN)/python requirements/lock.py
 
+.PHONY: golden
+golden: setup ## Compile the pipelines anew into tests/golden, after a component or an edge was changed on purpose
+	@$(BIN)/prunella pipeline compile --output tests/golden
+	@$(BIN)/prunella pipeline compile --output tests/golden --lightweight
+
 .PHONY: help
 help: ## This list
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } \

@@ -431,20 +431,23 @@ def run_in_container(name: str, executor_input: str) -> None:
     from kfp.dsl.executor import Executor
 
     given = json.loads(executor_input)
-    parameters = given.get("outputs", {}).get("parameters", {})
-    if CONTAINER_ANSWER in parameters:
-        parameters[LIGHTWEIGHT_ANSWER] = parameters.pop(CONTAINER_ANSWER)
+    parameters = given["outputs"].get("parameters", {})
+    wanted = parameters.pop(CONTAINER_ANSWER, None)
+    if wanted is not None:
+        parameters[LIGHTWEIGHT_ANSWER] = wanted
     written = Executor(executor_input=given, function_to_execute=STEPS[name].function).execute()
-    if written is not None:
-        _rename_answer(Path(written))
+    if written is not None and wanted is not None:
+        _answer_as_container(Path(written), Path(wanted["outputFile"]))
 
 
-def _rename_answer(path: Path) -> None:
-    output = json.loads(path.read_text())
-    values = output.get("parameterValues", {})
-    if LIGHTWEIGHT_ANSWER in values:
-        values[CONTAINER_ANSWER] = values.pop(LIGHTWEIGHT_ANSWER)
-        path.write_text(json.dumps(output))
+def _answer_as_container(output: Path, answer: Path) -> None:
+    """Where a container's answer belongs: under its own name in the executor's output, and in a file of its own."""
+    document = json.loads(output.read_text())
+    value = document["parameterValues"].pop(LIGHTWEIGHT_ANSWER)
+    document["parameterValues"][CONTAINER_ANSWER] = value
+    output.write_text(json.dumps(document))
+    answer.parent.mkdir(parents=True, exist_ok=True)
+    answer.write_text(value if isinstance(value, str) else json.dumps(value))
 
 
 @functools.cache

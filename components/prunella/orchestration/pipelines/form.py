@@ -17,12 +17,16 @@ class Form:
     is_container: bool = False
     prefix: str = ""
 
-    def task(self, name: str, /, **arguments: Any) -> PipelineTask:
+    def task(self, name: str, /, *, display: str | None = None, **arguments: Any) -> PipelineTask:
         """One task of a step: never cached, because the ledger and the nodes change under it; never retried.
 
         What may be tried again is decided by the policy, an attempt at a time.
+
+        Args:
+            display: what people see; the step's name otherwise.
         """
         task = component(name, is_container=self.is_container, prefix=self.prefix)(**arguments)
+        task.set_display_name(display or name)
         task.set_cpu_limit(STEPS[name].cpu).set_memory_limit(STEPS[name].memory)
         return task.set_caching_options(False)
 

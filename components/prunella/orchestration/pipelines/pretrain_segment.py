@@ -71,19 +71,18 @@ def _climb(form: Form, run: dict[str, Any], *, rung: int, after: dsl.PipelineTas
 
 def _attempt(form: Form, run: dict[str, Any], rung: int, after: list[dsl.PipelineTask]) -> dsl.PipelineTask:
     """Gate, train, validate, judge; returns the verdict's task."""
-    open_attempt = _named(form.task(Step.OPEN_ATTEMPT, **run, rung=rung).after(*after), rung)
+
+    def task(step: Step, **arguments: Any) -> dsl.PipelineTask:
+        return form.task(step, display=graph.in_rung(rung, step), **run, **arguments)
+
+    open_attempt = task(Step.OPEN_ATTEMPT, rung=rung).after(*after)
     with dsl.ParallelFor(form.answer(open_attempt), name=f"nodes of {graph.rung_name(rung)}") as request:
-        gate_node = _named(form.task(Step.GATE_NODE, **run, request=request), rung)
-    gate_fabric = _named(form.task(Step.GATE_FABRIC, **run, rung=rung).after(gate_node), rung)
-    train_segment = _named(form.task(Step.TRAIN_SEGMENT, **run, rung=rung).after(gate_fabric), rung)
+        gate_node = task(Step.GATE_NODE, request=request)
+    gate_fabric = task(Step.GATE_FABRIC, rung=rung).after(gate_node)
+    train_segment = task(Step.TRAIN_SEGMENT, rung=rung).after(gate_fabric)
     kubernetes.add_node_affinity_json(train_segment, form.answer(gate_fabric))
-    validate_checkpoint = _named(form.task(Step.VALIDATE_CHECKPOINT, **run, rung=rung).after(train_segment), rung)
-    verdict = form.task(Step.VERDICT, **run, rung=rung).after(validate_checkpoint).ignore_upstream_failure()
-    return _named(verdict, rung)
-
-
-def _named(task: dsl.PipelineTask, rung: int) -> dsl.PipelineTask:
-    return task.set_display_name(graph.in_rung(rung, task.name.rpartition("/")[2]))
+    validate_checkpoint = task(Step.VALIDATE_CHECKPOINT, rung=rung).after(train_segment)
+    return task(Step.VERDICT, rung=rung).after(validate_checkpoint).ignore_upstream_failure()
 
 
 def _branch(form: Form, rung: int, decision: PipelineChannel) -> PipelineChannel:
@@ -100,6 +99,7 @@ def _branch(form: Form, rung: int, decision: PipelineChannel) -> PipelineChannel
 
 
 def _way(form: Form, rung: int, name: str) -> dsl.PipelineTask:
-    """A branch. Where nobody can be asked, `ask` closes: the answer that a person would have given is not known."""
+    """A branch. `ask` closes: in a pipeline nobody answers, and judging has taken `policy.unattended` in its place."""
     *_, to = graph.successors(rung, name)
-    return form.task("branch", taken=graph.in_rung(rung, name), to=to).set_display_name(graph.in_rung(rung, name))
+    full_name = graph.in_rung(rung, name)
+    return form.task("branch", display=full_name, taken=full_name, to=to)

@@ -1,0 +1,161 @@
+"""The compiled pipelines: those of the repository, with the graph's edges, and nothing that would lie or start twice."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kfp.kubernetes.node_affinity import validate_node_affinity
+
+from prunella.orchestration import graph
+from prunella.orchestration.pipelines.compile import compile_pipelines
+from prunella.orchestration.pipelines.components import (
+    CONTAINER_ANSWER,
+    LIGHTWEIGHT_ANSWER,
+    STEPS,
+    run_in_container,
+)
+from prunella.orchestration.pipelines.form import Form
+from prunella.orchestration.pipelines.steps import HOST_LABEL, exclusion
+from prunella.records import Action
+from unit.orchestration.pipelines.compiled import Compiled, read
+
+GOLDEN = Path(__file__).resolve().parents[3] / "golden"
+FORMS = {"container": Form(is_container=True), "lightweight": Form()}
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return compile_pipelines(tmp_path_factory.mktemp("pipelines"), FORMS[request.param])
+
+
+@pytest.fixture
+def pretrain_segment(written: list[Path]) -> Compiled:
+    return read(written[0])
+
+
+def test_compiled_pipelines_are_those_of_the_repository(written: list[Path]) -> None:
+    different = [path.name for path in written if path.read_bytes() != (GOLDEN / path.name).read_bytes()]
+
+    assert different == [], "a component, a signature or an edge changed; if that was meant, run `make golden` and commit"
+
+
+def test_a_pipeline_has_exactly_the_edges_of_the_graph(pretrain_segment: Compiled) -> None:
+    impossible_here = {
+        # Nobody can be asked inside a pipeline, so nobody's answer opens the next attempt.
+        *((graph.in_rung(n, Action.ASK), graph.in_rung(n + 1, graph.Step.OPEN_ATTEMPT)) for n in range(graph.RUNGS - 1)),
+        # The loop over segments stays outside.
+        (graph.Step.CLOSE_SEGMENT.value, graph.Step.CONTINUE_EXPERIMENT.value),
+    }
+
+    assert pretrain_segment.edges == graph.edges() - impossible_here
+
+
+def test_nothing_is_cached_and_nothing_is_retried(written: list[Path]) -> None:
+    for path in written:
+        for task in read(path).steps():
+            assert task["cachingOptions"] == {}, task["taskInfo"]
+            assert "retryPolicy" not in task, task["taskInfo"]
+
+
+def test_the_close_runs_whatever_became_of_the_rest(pretrain_segment: Compiled) -> None:
+    close = pretrain_segment.pipeline["root"]["dag"]["tasks"]["close-segment"]
+
+    assert close["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+    assert "taskFinalStatus" in close["inputs"]["parameters"]["status"]
+
+
+def test_training_is_kept_off_the_nodes_that_the_gate_left_out(pretrain_segment: Compiled) -> None:
+    executors = pretrain_segment.platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+    producers = [
+        entry["nodeAffinity"][0]["nodeAffinityJson"]["taskOutputParameter"]["producerTask"] for entry in executors.values()
+    ]
+    assert producers == ["gate-fabric", "gate-fabric-2", "gate-fabric-3"]
+    assert all(name.startswith("exec-train-segment") for name in executors)
+
+
+def test_an_exclusion_is_an_affinity_that_kubernetes_accepts() -> None:
+    found: Any = exclusion(["node-2", "node-1"])
+
+    validate_node_affinity(found)
+    (term,) = found["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term["matchExpressions"] == [{"key": HOST_LABEL, "operator": "NotIn", "values": ["node-1", "node-2"]}]
+    assert exclusion([]) == {}
+
+
+# ------------------------------------------------------------------------------------------------ one spec, two forms
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_both_forms_of_a_component_have_one_interface(name: str) -> None:
+    lightweight, container = STEPS[name].lightweight().component_spec, STEPS[name].container().component_spec
+
+    assert container.inputs == lightweight.inputs
+    assert container.description == lightweight.description
+    renamed = {LIGHTWEIGHT_ANSWER: CONTAINER_ANSWER}
+    expected = {renamed.get(key, key): spec.type for key, spec in (lightweight.outputs or {}).items()}
+    assert {key: spec.type for key, spec in (container.outputs or {}).items()} == expected
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_every_input_of_a_component_is_described(name: str) -> None:
+    inputs = STEPS[name].lightweight().component_spec.inputs or {}
+
+    assert [key for key, spec in inputs.items() if not spec.description and key != "status"] == []
+    assert STEPS[name].lightweight().description
+
+
+def test_images_carry_the_registrys_prefix() -> None:
+    (with_prefix,) = {STEPS["promote"].image_name("registry.example/team/")}
+
+    assert with_prefix == f"registry.example/team/{STEPS['promote'].image_name('')}"
+
+
+def test_a_changed_signature_changes_the_compiled_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def follow(to: str, extra: int = 0) -> str:
+        """Where the branch leads.
+
+        Args:
+            to: the step that follows.
+            extra: new.
+        """
+        return to
+
+    from prunella.orchestration.pipelines import components
+
+    monkeypatch.setitem(STEPS, "follow", dataclasses.replace(STEPS["follow"], function=follow))
+    components.component.cache_clear()
+    try:
+        changed = compile_pipelines(tmp_path, Form(is_container=True))[0]
+    finally:
+        components.component.cache_clear()
+
+    assert changed.read_bytes() != (GOLDEN / changed.name).read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------ inside an image
+
+
+def executor_input(folder: Path, outputs: dict[str, str], **parameters: Any) -> str:
+    """What Kubeflow would put in for its placeholder."""
+    files = {name: {"outputFile": str(folder / path)} for name, path in outputs.items()}
+    inputs = {"parameterValues": parameters}
+    return json.dumps({"inputs": inputs, "outputs": {"parameters": files, "outputFile": str(folder / "executor_output.json")}})
+
+
+def test_a_container_answers_under_its_own_name(tmp_path: Path) -> None:
+    given = executor_input(tmp_path, {CONTAINER_ANSWER: "answer"}, taken="attempt_0.accept", to="evaluate")
+
+    run_in_container("branch", given)
+
+    assert (tmp_path / "answer").read_text() == "evaluate"
+    assert json.loads((tmp_path / "executor_output.json").read_text()) == {"parameterValues": {CONTAINER_ANSWER: "evaluate"}}
+
+
+def test_a_container_that_fails_says_why(tmp_path: Path) -> None:
+    given = executor_input(tmp_path, {}, root=str(tmp_path), experiment="nobody", job_id="job-1")
+
+    with pytest.raises(Exception, match="pipeline run job-1 opened no segment of 'nobody'"):
+        run_in_container("open_segment", given)
