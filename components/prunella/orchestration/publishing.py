@@ -83,7 +83,7 @@ def _publish(ledger: Ledger) -> Published:
     from prunella.tracking.mirror import mirror
     from prunella.tracking.report import write_report
 
-    settings = ledger.config().tracking
+    settings, known = ledger.config().tracking, published(ledger)
     with _turn(ledger):
         write_report(ledger, report_path(ledger))
         result = mirror(
@@ -91,6 +91,8 @@ def _publish(ledger: Ledger) -> Published:
             uri=tracking_uri(ledger),
             experiment_name=settings.experiment,
             report=report_path(ledger),
+            known_run_id=known.run_id if known is not None else None,
+            join_run_id=os.environ.get("MLFLOW_RUN_ID"),
             timeout_s=settings.timeout_s,
         )
         note = {"run_id": result.run_id, "experiment_id": result.experiment_id}

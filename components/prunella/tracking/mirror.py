@@ -62,6 +62,8 @@ def mirror(
     uri: str,
     experiment_name: str = "prunella",
     report: Path | None = None,
+    known_run_id: str | None = None,
+    join_run_id: str | None = None,
     timeout_s: float = 120.0,
 ) -> MirrorResult:
     """Bring MLflow up to what the ledger says.
@@ -70,6 +72,9 @@ def mirror(
         uri: the tracking server or store, for example `http://localhost:5000` or `sqlite:////path/mlflow.db`.
         experiment_name: the MLflow experiment that holds all experiments of Prunella, so that they can be compared.
         report: a `report.html` to attach to the parent run.
+        known_run_id: where an earlier mirror put the experiment, if that is remembered; it is believed only if it fits.
+        join_run_id: a run that somebody opened for this experiment (Kubeflow does). A new experiment becomes that run
+            instead of opening another; one that has a run already leaves its address there.
         timeout_s: give up after this long; what is missing then is added by the next call.
 
     Raises:
@@ -79,7 +84,7 @@ def mirror(
     history = read_history(ledger)
     with _quick_requests(), _one_error(uri):
         writer = _Writer(uri=uri, experiment_name=experiment_name, deadline_s=time.monotonic() + timeout_s)
-        return writer.mirror(history, report)
+        return writer.mirror(history, report, known_run_id=known_run_id, join_run_id=join_run_id)
 
 
 @contextmanager
@@ -134,9 +139,11 @@ class _Writer:
         self._points_added = 0
         self._experiment_id = self._find_experiment(experiment_name)
 
-    def mirror(self, history: History, report: Path | None) -> MirrorResult:
+    def mirror(
+        self, history: History, report: Path | None, *, known_run_id: str | None, join_run_id: str | None
+    ) -> MirrorResult:
         """Attempts first, then the parent, then what refers to both."""
-        parent_id = self._find_run({_EXPERIMENT_TAG: history.experiment_sha256}) or self._create_parent(history)
+        parent_id = self._parent(history, known_run_id, join_run_id)
         children = tuple(self._mirror_attempt(history, parent_id, attempt) for attempt in history.attempts)
         self._log_params(parent_id, description.config_params(history))
         self._log_dataset(parent_id, history)
@@ -168,6 +175,41 @@ class _Writer:
         wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         runs = self._client.search_runs([self._experiment_id], wanted, max_results=1, order_by=["attributes.start_time ASC"])
         return str(runs[0].info.run_id) if runs else None
+
+    def _parent(self, history: History, known_run_id: str | None, join_run_id: str | None) -> str:
+        """The experiment's run, wherever it was opened; a new one where it has none."""
+        for run_id in filter(None, (known_run_id, join_run_id)):
+            if self._is_parent(run_id, history):
+                self._experiment_id = str(self._client.get_run(run_id).info.experiment_id)
+                return self._announced(run_id, join_run_id)
+        found = self._find_run({_EXPERIMENT_TAG: history.experiment_sha256})
+        if found is not None:
+            return self._announced(found, join_run_id)
+        return self._create_parent(history) if join_run_id is None else self._join(history, join_run_id)
+
+    def _is_parent(self, run_id: str, history: History) -> bool:
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+
+        try:
+            tags = self._client.get_run(run_id).data.tags
+        except MlflowException as error:
+            if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                return False  # remembered from another store
+            raise
+        return bool(tags.get(_EXPERIMENT_TAG) == history.experiment_sha256)
+
+    def _join(self, history: History, run_id: str) -> str:
+        """Make the run that was opened for us the experiment's own."""
+        self._set_tags(run_id, {_EXPERIMENT_TAG: history.experiment_sha256, "prunella.experiment": history.experiment.name})
+        self._experiment_id = str(self._client.get_run(run_id).info.experiment_id)
+        return run_id
+
+    def _announced(self, parent_id: str, join_run_id: str | None) -> str:
+        """Leave the experiment's address in a run that was opened for it in vain."""
+        if join_run_id is not None and join_run_id != parent_id:
+            self._set_tags(join_run_id, {"prunella.run_id": parent_id})
+        return parent_id
 
     def _create_parent(self, history: History) -> str:
         record = history.experiment

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from campaign import Campaign, open_campaign, play, play_crash, play_segment_0
 
 from prunella.errors import DigestMismatch
 from prunella.records import Outcome
 from prunella.tracking.history import read_history
+from unit.tracking.campaign import Campaign, open_campaign, play, play_crash, play_segment_0
 
 
 def test_every_step_is_kept_exactly_once(tmp_path: Path) -> None:

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from campaign import MS, open_campaign, play, play_crash
 
 from prunella.errors import Cause
 from prunella.tracking.history import read_history
 from prunella.tracking.incidents import PHASES, stories
+from unit.tracking.campaign import MS, open_campaign, play, play_crash
 
 
 def test_every_incident_is_told_once_in_order(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
-from campaign import Campaign, open_campaign, play, play_crash, play_segment_0, play_segment_1
 
 from prunella.errors import TrackingUnavailable
 from prunella.tracking.history import read_history
 from prunella.tracking.mirror import MirrorResult, mirror, without_password
+from unit.tracking.campaign import Campaign, open_campaign, play, play_crash, play_segment_0, play_segment_1
 
 mlflow = pytest.importorskip("mlflow", reason="needs the component extra (mlflow)")
 
@@ -238,6 +238,44 @@ def test_a_report_is_attached_once(uri: str, mirrored: tuple[Campaign, MirrorRes
 
     names = [file.path for file in mlflow.MlflowClient(uri).list_artifacts(result.run_id)]
     assert sorted(names) == ["incidents.json", "report.html"]
+
+
+def opened_by_somebody_else(uri: str) -> str:
+    """A run that another system opened for us, in an MLflow experiment of its own."""
+    client = mlflow.MlflowClient(uri)
+    found = client.get_experiment_by_name("theirs")
+    experiment_id = client.create_experiment("theirs") if found is None else found.experiment_id
+    return str(client.create_run(experiment_id, run_name="theirs").info.run_id)
+
+
+def test_an_experiment_becomes_the_run_that_was_opened_for_it_and_stays_it(uri: str, tmp_path: Path) -> None:
+    campaign = play(str(tmp_path), name="joined")
+    theirs = opened_by_somebody_else(uri)
+
+    first = mirror(campaign.ledger, uri=uri, join_run_id=theirs)
+    second = mirror(campaign.ledger, uri=uri, known_run_id=first.run_id)
+
+    assert (first.run_id, second.run_id, second.points_added) == (theirs, theirs, 0)
+    assert history_of(uri, theirs)["train/loss"]
+
+
+def test_an_experiment_that_has_a_run_leaves_its_address_in_the_one_opened_in_vain(uri: str, tmp_path: Path) -> None:
+    campaign = play(str(tmp_path), name="known")
+    own = mirror(campaign.ledger, uri=uri)
+    theirs = opened_by_somebody_else(uri)
+
+    result = mirror(campaign.ledger, uri=uri, join_run_id=theirs)
+
+    assert (result.run_id, result.points_added) == (own.run_id, 0)
+    assert mlflow.MlflowClient(uri).get_run(theirs).data.tags["prunella.run_id"] == own.run_id
+
+
+def test_a_run_remembered_from_another_store_is_not_believed(uri: str, tmp_path: Path) -> None:
+    campaign = play(str(tmp_path), name="moved")
+
+    result = mirror(campaign.ledger, uri=uri, known_run_id="0" * 32)
+
+    assert result.run_id != "0" * 32
 
 
 def test_a_server_that_is_away_is_one_quick_error_without_its_password(tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from campaign import MS, open_campaign, play
 
 from prunella.tracking.history import read_history
 from prunella.tracking.incidents import stories
 from prunella.tracking.plots import expert_load, loss_curve
 from prunella.tracking.report import page, shortened, write_report
+from unit.tracking.campaign import MS, open_campaign, play
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 

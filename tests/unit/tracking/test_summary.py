@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from campaign import FAULTS, open_campaign, play, play_crash, play_segment_0
 
 from prunella.records import Directive, Outcome, Part
 from prunella.tracking.history import read_history
 from prunella.tracking.summary import document, state, summary
+from unit.tracking.campaign import FAULTS, open_campaign, play, play_crash, play_segment_0
 
 FIELDS = (
     "state segments attempts restarts steps tokens first_loss_nats final_loss_nats incidents checkpoints accuracy time_s ettr "

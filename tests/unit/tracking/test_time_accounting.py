@@ -5,11 +5,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from campaign import MS, STEP_MS, open_campaign, play, play_crash, play_segment_0, play_segment_1
 
 from prunella.records import Part
 from prunella.tracking.history import read_history
 from prunella.tracking.time_accounting import Claim, Layer, account, settle
+from unit.tracking.campaign import MS, STEP_MS, open_campaign, play, play_crash, play_segment_0, play_segment_1
 
 
 @pytest.mark.parametrize("seed", range(40))
