@@ -58,10 +58,14 @@ timeout_s = 60.0
 
 @dataclass(frozen=True)
 class Campaign:
-    """One experiment under a root of its own, and the command line that runs it."""
+    """One experiment under a root of its own, and the command line that runs it.
+
+    `runs_by` is the command that runs experiments: `run`, or another that takes and means the same.
+    """
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
+    runs_by: tuple[str, ...] = ("run",)
 
     @property
     def root(self) -> Path:
@@ -76,7 +80,7 @@ class Campaign:
         self.folder.mkdir(parents=True, exist_ok=True)
         configuration = self.folder / "experiment.toml"
         configuration.write_text(CONFIGURATION)
-        return self._call(*self.command("run"), "--config", str(configuration), *options, timeout_s=timeout_s)
+        return self._call(*self.command(*self.runs_by), "--config", str(configuration), *options, timeout_s=timeout_s)
 
     def start(self, *options: str) -> subprocess.Popen[bytes]:
         """`prunella run` in the background, its output in `run.log`."""
@@ -85,7 +89,7 @@ class Campaign:
         configuration.write_text(CONFIGURATION)
         with (self.folder / "run.log").open("ab") as log:
             return subprocess.Popen(
-                [*self.command("run"), "--config", str(configuration), *options],
+                [*self.command(*self.runs_by), "--config", str(configuration), *options],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environment(),

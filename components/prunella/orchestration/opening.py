@@ -72,10 +72,13 @@ def prepare_data(run: SegmentRun, on_start: OnStart = lambda handle: None) -> st
     asking = Asking(scratch=_data_prep_scratch(ledger, run), relaunches=RELAUNCHES, on_start=on_start)
     record = _prepare(ledger, run, key, asking, is_repair=False)
     if not isinstance(record, DataPrepRecord) or record.verdict is not Verdict.ACCEPTED:
-        message = record.failure.message if record is not None and record.failure else "data prep left no record"
-        raise StepFailed(record, f"no data set: {message}")
+        raise StepFailed(record, _no_dataset(record))
     _name_dataset(ledger, record)
     return key
+
+
+def _no_dataset(record: StageRecord | None) -> str:
+    return f"no data set: {record.failure.message if record is not None and record.failure else 'data prep left no record'}"
 
 
 def _data_prep_key(ledger: Ledger, run: SegmentRun) -> str:
@@ -89,10 +92,16 @@ def _data_prep_scratch(ledger: Ledger, run: SegmentRun) -> Path:
 
 
 def failure_of(run: SegmentRun, message: str) -> StepFailed:
-    """What a step before the attempts failed of, with the record that says so where there is one."""
+    """What a step before the attempts failed of, with the record that says so where there is one.
+
+    Args:
+        message: what is known of it otherwise.
+    """
     ledger = run.ledger()
     record = ledger.find_stage_record(DataPrepRecord, _data_prep_key(ledger, run))
-    return StepFailed(record if isinstance(record, FailedRecord) else None, message)
+    if isinstance(record, FailedRecord):
+        return StepFailed(record, _no_dataset(record))
+    return StepFailed(None, _obstacle(ledger, run) or message)
 
 
 def _prepare(ledger: Ledger, run: SegmentRun, key: str, asking: Asking, *, is_repair: bool) -> StageRecord | None:
@@ -136,12 +145,19 @@ def open_segment(run: SegmentRun) -> None:
         StepFailed: the experiment was stopped, or the segment before was not accepted.
     """
     ledger = run.ledger()
-    if ledger.is_stop_requested():
-        raise StepFailed(None, "the experiment is stopped; `prunella resume` takes the stop back")
-    if run.segment > 0 and ledger.accepted(run.segment - 1) is None:
-        raise StepFailed(None, f"segment {run.segment - 1} was not accepted; run it first")
+    if (obstacle := _obstacle(ledger, run)) is not None:
+        raise StepFailed(None, obstacle)
     _stop_leftovers(ledger, run)
     settle(ledger, run)
+
+
+def _obstacle(ledger: Ledger, run: SegmentRun) -> str | None:
+    """Why the segment may not run; None where it may."""
+    if ledger.is_stop_requested():
+        return "the experiment is stopped; `prunella resume` takes the stop back"
+    if run.segment > 0 and ledger.accepted(run.segment - 1) is None:
+        return f"segment {run.segment - 1} was not accepted; run it first"
+    return None
 
 
 def _stop_leftovers(ledger: Ledger, run: SegmentRun) -> None:

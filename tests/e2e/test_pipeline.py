@@ -1,0 +1,80 @@
+"""The graph under Kubeflow's local runner: the same faults, the same healing, the same digest."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from e2e.campaign import Campaign, assert_complete, causes
+from e2e.test_interruption import FIRST_CANDIDATE, wait_for
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Campaign:
+    """A new experiment that pipelines run."""
+    return Campaign(tmp_path / "pipeline", runs_by=("pipeline", "run-local"))
+
+
+def test_pipeline_retries_a_killed_rank_with_the_unbroken_digest(pipeline: Campaign, unbroken: Campaign) -> None:
+    done = pipeline.run("--fault", "kill:rank=1,step=5")
+
+    summary = assert_complete(done, pipeline)
+    assert causes(summary) == [("process_crash", "retry_same_nodes")]
+    assert pipeline.digest() == unbroken.digest()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ("bad-node:node=node-1,segment=1", ("node_unhealthy", "replace_node")),
+        ("corrupt-checkpoint:step=6", ("checkpoint_invalid", "roll_back")),
+        ("storage-down:seconds=5,step=8", ("storage_unavailable", "accept")),
+    ],
+)
+def test_pipeline_heals_a_fault_with_the_unbroken_digest(
+    pipeline: Campaign, unbroken: Campaign, fault: str, expected: tuple[str, str]
+) -> None:
+    done = pipeline.run("--fault", fault)
+
+    assert causes(assert_complete(done, pipeline)) == [expected]
+    assert pipeline.digest() == unbroken.digest()
+
+
+@pytest.mark.slow
+def test_pipeline_killed_in_training_goes_on_with_the_unbroken_digest(pipeline: Campaign, unbroken: Campaign) -> None:
+    command = pipeline.start()
+    wait_for(pipeline.root / FIRST_CANDIDATE, command)
+    os.killpg(command.pid, signal.SIGKILL)
+    command.wait()
+
+    done = pipeline.run()
+
+    assert_complete(done, pipeline)
+    assert pipeline.digest() == unbroken.digest()
+
+
+@pytest.mark.slow
+def test_an_experiment_begun_by_one_engine_is_finished_by_the_other(pipeline: Campaign, unbroken: Campaign) -> None:
+    command = pipeline.start()
+    wait_for(pipeline.root / FIRST_CANDIDATE, command)
+    os.killpg(command.pid, signal.SIGKILL)
+    command.wait()
+    by_the_dag = Campaign(pipeline.folder)
+
+    done = by_the_dag.run()
+
+    assert_complete(done, by_the_dag)
+    assert by_the_dag.digest() == unbroken.digest()
+
+
+def test_a_stage_that_breaks_fails_the_pipeline_with_its_own_message(pipeline: Campaign, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("one document alone")
+
+    done = pipeline.run("--set", f'data.inputs=["{corpus}"]', "--set", "data.on_bad_input=error")
+
+    assert done.returncode == 1
+    assert "expected at least 2 documents with text" in done.stderr.splitlines()[-1]
+    assert causes(pipeline.summary()) == [("config_error", "stop")]
