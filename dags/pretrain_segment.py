@@ -50,7 +50,7 @@ PARAMS = {
         os.environ.get("PRUNELLA_ROOT", "var/prunella"),
         type="string",
         section=EXPERIMENT,
-        description="Where the ledger lies: a folder that every process of the run can reach.",
+        description="Where the ledger lies: a folder that every process of the run can reach, or s3://BUCKET/PREFIX.",
     ),
     "recipe": Param(
         None,

@@ -259,4 +259,4 @@ class CheckpointWriter:
         for fault in self._switch.of_kind("corrupt-checkpoint") if self._switch else ():
             if fault.step == manifest.step and self._switch and self._switch.fire(fault, step=manifest.step):
                 victim = next(entry.key for entry in manifest.files if entry.key.endswith(".safetensors"))
-                faults.flip_byte(self._ledger.store.local_path(victim))
+                faults.flip_byte(self._ledger.store, victim)

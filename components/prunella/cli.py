@@ -25,6 +25,7 @@ from prunella.cli_options import (
     Root,
     Schedule,
     Segments,
+    SoleWriter,
     StepsPerSegment,
     ledger_of,
     out,
@@ -62,6 +63,7 @@ def run(
     fleet: FleetFile = None,
     fault: Faults = None,
     set_: Assignments = None,
+    sole_writer: SoleWriter = False,
 ) -> None:
     """Run an experiment to its end, healing what breaks. Exits 0 only when it is complete."""
     from prunella.orchestration.run import run_experiment
@@ -78,6 +80,7 @@ def run(
         fleet=fleet,
         fault=fault,
         assignments=set_,
+        is_sole_writer=sole_writer,
     )
     raise typer.Exit(end_of_run(run_experiment(asked)))
 
@@ -169,6 +172,7 @@ def trigger(
         fleet=fleet,
         fault=fault,
         assignments=set_,
+        is_sole_writer=True,  # Airflow starts one of two runs with one id
     )
     ledger = open_experiment(asked)
     segment = next_segment(ledger)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from prunella.orchestration.submit import Submission
     from prunella.storage import Store
 
-Root = Annotated[str, typer.Option(help="Where the ledger lies.", show_default=False)]
+Root = Annotated[str, typer.Option(help="Where the ledger lies: a folder, or s3://BUCKET/PREFIX.", show_default=False)]
 Experiment = Annotated[str | None, typer.Option(help="Name of the experiment; needed where the root holds several.")]
 
 NewExperiment = Annotated[str | None, typer.Option("--experiment", help="Name of the experiment.")]
@@ -25,6 +25,10 @@ FleetFile = Annotated[str | None, typer.Option("--fleet", help="Fleet file (YAML
 Faults = Annotated[list[str] | None, typer.Option("--fault", help="Fault to inject; repeatable; see `prunella fault list`.")]
 Assignments = Annotated[list[str] | None, typer.Option("--set", help="A single setting, key=value; repeatable.")]
 
+
+SoleWriter = Annotated[
+    bool, typer.Option("--sole-writer", help="Nobody else writes there; needed where a bucket cannot arbitrate.")
+]
 
 out = Console()
 
@@ -61,6 +65,7 @@ def submission(
     fault: list[str] | None,
     assignments: list[str] | None,
     schedule: str | None = None,
+    is_sole_writer: bool = False,
 ) -> "Submission":
     """What a person asked for."""
     from prunella.orchestration.submit import Submission
@@ -77,4 +82,5 @@ def submission(
         fleet=fleet,
         faults=tuple(fault or ()),
         assignments=tuple(assignments or ()),
+        is_sole_writer=is_sole_writer,
     )

@@ -16,6 +16,7 @@ from prunella.cli_options import (
     Recipe,
     Root,
     Segments,
+    SoleWriter,
     StepsPerSegment,
     out,
     submission,
@@ -53,6 +54,7 @@ def run_local(
     fleet: FleetFile = None,
     fault: Faults = None,
     set_: Assignments = None,
+    sole_writer: SoleWriter = False,
 ) -> None:
     """Run an experiment to its end under Kubeflow's local runner. Takes and means what `prunella run` does."""
     from prunella.orchestration.pipelines.run_local import local_pipeline_engine
@@ -70,6 +72,7 @@ def run_local(
         fleet=fleet,
         fault=fault,
         assignments=set_,
+        is_sole_writer=sole_writer,
     )
     raise typer.Exit(end_of_run(run_experiment(asked, local_pipeline_engine)))
 

@@ -10,16 +10,18 @@ import math
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TypeVar
 
 from prunella.codec import suggest
 from prunella.config import Config
 from prunella.errors import ConfigError, KeyExists, KeyMissing, StorageUnavailable
 from prunella.records import FaultFired, NodeRef, from_bytes, to_bytes
-from prunella.storage import FolderStore, Store
+from prunella.storage import Store, WrappedStore
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 #: kind -> (required parameters, optional parameters, what it does)
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
@@ -174,25 +176,34 @@ class FaultSwitch:
         return fault.kind in ("nan", *_SIGNALS) and (fault.rank, fault.step) == (rank, step)
 
 
-def flip_byte(path: Path) -> None:
-    """Flip one bit in the middle of a file, in place."""
-    with path.open("r+b") as file:
-        file.seek(path.stat().st_size // 2)
-        byte = file.read(1)[0]
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte ^ 0x10]))
+def flip_byte(store: Store, key: str) -> None:
+    """Flip one bit in the middle of an object, behind everybody's back."""
+    content = bytearray(store.get(key))
+    content[len(content) // 2] ^= 0x10
+    _replace(store, key, bytes(content))
 
 
-class OutageStore(FolderStore):
-    """A folder store that answers nothing while a fired `storage-down` lasts. Only ever built when that fault was asked for."""
+def truncate(store: Store, key: str) -> None:
+    """Cut an object to half its size, behind everybody's back."""
+    content = store.get(key)
+    _replace(store, key, content[: len(content) // 2])
 
-    def __init__(self, root: str, switch: FaultSwitch) -> None:
-        super().__init__(root)
+
+def _replace(store: Store, key: str, content: bytes) -> None:
+    store.delete(key)
+    store.put_new(key, content)
+
+
+class OutageStore(WrappedStore):
+    """A store that answers nothing while a fired `storage-down` lasts. Only ever built when that fault was asked for."""
+
+    def __init__(self, inner: Store, switch: FaultSwitch) -> None:
+        super().__init__(inner)
         self._switch = switch
 
-    def _path(self, key: str) -> Path:
+    def _call(self, key: str, call: Callable[[], T]) -> T:
         for fault in self._switch.of_kind("storage-down"):
             firing = self._switch.fired(fault)
             if firing is not None and time.time_ns() < firing.at_ns + (fault.seconds or 0.0) * 1e9:
                 raise StorageUnavailable(f"{self.root}: object {key!r} is out of reach (fault {fault.spec})")
-        return super()._path(key)
+        return call()

@@ -318,5 +318,5 @@ def open_ledger(root: str, experiment: str, *, settings: StorageConfig | None = 
     switch = ledger.fault_switch()
     if switch is None or not switch.of_kind("storage-down"):
         return ledger
-    outage = fault_module.OutageStore(root, switch)
+    outage = fault_module.OutageStore(plain, switch)
     return Ledger(RetryingStore(outage, settings or StorageConfig()), experiment)

@@ -60,12 +60,14 @@ timeout_s = 60.0
 class Campaign:
     """One experiment under a root of its own, and the command line that runs it.
 
-    `runs_by` is the command that runs experiments: `run`, or another that takes and means the same.
+    `runs_by` is the command that runs experiments: `run`, or another that takes and means the same. `bucket` is the root
+    where that is no folder.
     """
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
     runs_by: tuple[str, ...] = ("run",)
+    bucket: str | None = None
 
     @property
     def root(self) -> Path:
@@ -73,7 +75,7 @@ class Campaign:
 
     def command(self, *arguments: str) -> list[str]:
         """The command line of a `prunella` command on this root."""
-        return [str(PRUNELLA), *arguments, "--root", str(self.root)]
+        return [str(PRUNELLA), *arguments, "--root", self.bucket or str(self.root)]
 
     def run(self, *options: str, timeout_s: float = 420.0) -> subprocess.CompletedProcess[str]:
         """`prunella run` with the small configuration."""
@@ -123,7 +125,8 @@ class Campaign:
 
     def _environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
-        return {**inherited, "PRUNELLA_SCRATCH": str(self.folder / "scratch"), **self.environment}
+        own = {"PRUNELLA_SCRATCH": str(self.folder / "scratch"), "PRUNELLA_PUBLISHED": str(self.folder / "published")}
+        return {**inherited, **own, **self.environment}
 
 
 def assert_complete(done: subprocess.CompletedProcess[str], campaign: Campaign) -> dict[str, Any]:

@@ -275,8 +275,7 @@ def _damage_and_load(ledger: Ledger, ref: CheckpointRef, run: Run, rank: int) ->
 
     manifest = ledger.manifest(ref)
     if rank == 0:
-        (root := ledger.store.local_path(manifest.files[0].key)).chmod(0o644)
-        flip_byte(root)
+        flip_byte(ledger.store, manifest.files[0].key)
     dist.barrier()
     try:
         checkpoints.load(ledger, ref, run.model, run.optimizer)
@@ -285,7 +284,7 @@ def _damage_and_load(ledger: Ledger, ref: CheckpointRef, run: Run, rank: int) ->
     finally:
         dist.barrier()
         if rank == 0:
-            flip_byte(root)
+            flip_byte(ledger.store, manifest.files[0].key)
     return "nothing"
 
 

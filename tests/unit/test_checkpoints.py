@@ -216,7 +216,7 @@ def test_a_staged_tensor_does_not_follow_its_source() -> None:
 
 def test_one_flipped_byte_is_refused_with_expected_and_found(ledger: Ledger, ref: CheckpointRef) -> None:
     shard = _shard(ledger, ref)
-    flip_byte(ledger.store.local_path(shard.key))
+    flip_byte(ledger.store, shard.key)
 
     with pytest.raises(CheckpointInvalid, match=f"{shard.key} is damaged: expected .*{shard.sha256}, found .*roll back"):
         _load(ledger, ref)

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -162,13 +161,12 @@ def test_hang_stops_the_rank_before_its_step(store: FolderStore) -> None:
 
 
 @pytest.mark.parametrize("size_bytes", [1, 2, 4097])
-def test_flip_byte_changes_exactly_one_byte(tmp_path: Path, size_bytes: int) -> None:
-    path = tmp_path / "shard"
+def test_flip_byte_changes_exactly_one_byte(store: FolderStore, size_bytes: int) -> None:
     before = os.urandom(size_bytes)
-    path.write_bytes(before)
+    store.put_new("shard", before)
 
-    faults.flip_byte(path)
-    after = path.read_bytes()
+    faults.flip_byte(store, "shard")
+    after = store.get("shard")
 
     assert len(after) == size_bytes
     assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
@@ -180,7 +178,7 @@ def test_flip_byte_changes_exactly_one_byte(tmp_path: Path, size_bytes: int) -> 
 def test_the_store_answers_nothing_while_the_outage_lasts_and_again_after(store: FolderStore, root: str) -> None:
     store.put_new("a", b"x")
     switch = _switch(store, "storage-down:seconds=3600,step=2")
-    down = OutageStore(root, switch)
+    down = OutageStore(store, switch)
     content_before = down.get("a")
 
     switch.before_step(rank=0, step=2)
@@ -195,7 +193,7 @@ def test_the_store_answers_nothing_while_the_outage_lasts_and_again_after(store:
 def test_the_outage_ends_by_itself(store: FolderStore, root: str) -> None:
     store.put_new("a", b"x")
     switch = _switch(store, "storage-down:seconds=0.05")
-    down = OutageStore(root, switch)
+    down = OutageStore(store, switch)
     switch.before_step(rank=0, step=1)
     firing = switch.fired(switch.of_kind("storage-down")[0])
     assert firing is not None

@@ -7,7 +7,6 @@ longer needs the corpus. It never changes a committed data set, and never trains
 
 import hashlib
 import logging
-import os
 import time
 
 from prunella.config import Config
@@ -16,6 +15,7 @@ from prunella.data_prep.build import build_dataset
 from prunella.data_prep.inspection import Inspection, inspect_dataset
 from prunella.data_prep.survey import Survey, take_survey
 from prunella.errors import ConfigError, DataCorrupt
+from prunella.faults import truncate
 from prunella.ledger import Ledger, open_ledger
 from prunella.records import DataPrepRecord, DataPrepRequest, Part, Span, Stage, Verdict, to_bytes
 
@@ -98,8 +98,7 @@ def _cut_shards(ledger: Ledger, manifest: DatasetManifest) -> None:
                 f"--fault {fault.spec}: there is no such shard; training shards are 0 to {len(manifest.train) - 1}"
             )
         if switch.fire(fault):
-            entry = manifest.train[number].file
-            os.truncate(ledger.store.local_path(entry.key), entry.size_bytes // 2)
+            truncate(ledger.store, manifest.train[number].file.key)
 
 
 def _record(manifest: DatasetManifest, inspection: Inspection, survey: Survey | None, started_ns: int) -> DataPrepRecord:

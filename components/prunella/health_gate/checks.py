@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prunella.storage import Store
+from prunella.storage import Stamp, Store
 
 Disturb = Callable[[Tensor], None]
 
@@ -183,12 +183,13 @@ def probe_store(store: Store, key: str) -> StoreProbe:
     store.put_new(key, content)
     after_ns = time.time_ns()
     found = store.get(key)
-    skew_ms = outside_ms(store.local_path(key).stat().st_mtime_ns, before_ns, after_ns)
+    skew_ms = outside_ms(store.stamp(key), before_ns, after_ns)
     store.delete(key)
     wrong = sum(one != two for one, two in zip(content, found, strict=False)) + abs(len(content) - len(found))
     return StoreProbe(wrong_bytes=wrong, skew_ms=skew_ms)
 
 
-def outside_ms(stamp_ns: int, before_ns: int, after_ns: int) -> float:
-    """Distance of a time stamp from the interval it belongs in, in ms; 0 inside. File systems stamp with about 10 ms grain."""
-    return max(before_ns - stamp_ns, stamp_ns - after_ns, 0) / 1e6
+def outside_ms(stamp: Stamp, before_ns: int, after_ns: int) -> float:
+    """Distance of a time stamp from the interval it belongs in, beyond what its grain explains, in ms; 0 inside."""
+    outside_ns = max(before_ns - stamp.at_ns, stamp.at_ns - after_ns)
+    return max(outside_ns - stamp.grain_ns, 0) / 1e6

@@ -50,6 +50,7 @@ def submission_from(params: dict[str, Any]) -> Submission:
         fleet=given("fleet"),
         faults=tuple(params.get("faults") or ()),
         assignments=tuple(params.get("set") or ()),
+        is_sole_writer=True,  # of two DAG runs with one id Airflow starts one
     )
 
 

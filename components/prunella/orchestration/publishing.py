@@ -1,6 +1,7 @@
 """What people look at, derived from the ledger and disposable: the report, the mirror in MLflow, where both are found.
 
-It lies under `published/<experiment>/` of a folder root. Publishing may fail without harm: the next close does it again.
+It lies under `published/<experiment>/` of a folder root; for a bucket, under PRUNELLA_PUBLISHED on this machine. Publishing
+may fail without harm: the next close does it again.
 """
 
 import fcntl
@@ -35,15 +36,24 @@ class Published:
         return f"{address.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 
 
+def _published_root(root: str) -> Path:
+    """The folder of everything published of a root."""
+    if "://" not in root:
+        return Path(root) / "published"
+    data_home = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    base = Path(os.environ.get("PRUNELLA_PUBLISHED") or data_home / "prunella" / "published")
+    return base / root.partition("://")[2].strip("/").replace("/", "-")
+
+
 def _folder(ledger: Ledger) -> Path:
-    return Path(ledger.store.root) / "published" / ledger.name
+    return _published_root(ledger.store.root) / ledger.name
 
 
 def folder(ledger: Ledger) -> Path:
-    """Where the published files of an experiment lie, created if absent. Raises OSError; never makes the root itself."""
+    """Where the published files of an experiment lie, created if absent. Raises OSError; never makes a folder root itself."""
     path = _folder(ledger)
-    for level in (path.parent, path):
-        level.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True, parents="://" in ledger.store.root)
+    path.mkdir(exist_ok=True)
     return path
 
 
@@ -59,9 +69,9 @@ def published(ledger: Ledger) -> Published | None:
 
 
 def tracking_uri(ledger: Ledger) -> str:
-    """The configured tracking server, else MLFLOW_TRACKING_URI, else a SQLite store under the root."""
+    """The configured tracking server, else MLFLOW_TRACKING_URI, else a SQLite store beside what is published."""
     chosen = ledger.config().tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return chosen or f"sqlite:///{Path(ledger.store.root) / 'published' / 'mlflow.db'}"
+    return chosen or f"sqlite:///{_published_root(ledger.store.root) / 'mlflow.db'}"
 
 
 def publish(ledger: Ledger) -> Published:

@@ -28,7 +28,10 @@ _RECORDED_PACKAGES = ("prunella", "torch", "safetensors", "tokenizers", "numpy",
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
-    """What a person asked for, on the form or the command line. None means not given."""
+    """What a person asked for, on the form or the command line. None means not given.
+
+    `is_sole_writer`: nobody else can write to this experiment; read only where the store itself cannot arbitrate.
+    """
 
     root: str
     experiment: str | None = None
@@ -42,6 +45,7 @@ class Submission:
     fleet: str | None = None
     faults: tuple[str, ...] = ()
     assignments: tuple[str, ...] = field(default_factory=tuple)
+    is_sole_writer: bool = False
 
     @property
     def is_configured(self) -> bool:
@@ -81,6 +85,8 @@ def open_experiment(submission: Submission) -> Ledger:
     Raises:
         ConfigError: the configuration is wrong, a fault impossible, or the root holds the experiment with another one.
     """
+    if "://" in submission.root:
+        create_root(submission.root, is_sole_writer=submission.is_sole_writer)
     known = list_experiments(open_store(submission.root))
     name = submission.experiment or _only_name(submission.root, known) or "experiment"
     if name in known:
@@ -88,7 +94,7 @@ def open_experiment(submission: Submission) -> Ledger:
         _check_same(ledger, submission)
         return ledger
     record = _opening(name, submission, resolve(submission))
-    create_root(submission.root)
+    create_root(submission.root, is_sole_writer=submission.is_sole_writer)
     ledger = open_ledger(submission.root, name)
     try:
         ledger.put(ledger.experiment_key, record)

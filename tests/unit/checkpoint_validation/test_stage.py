@@ -103,7 +103,7 @@ def test_the_next_candidate_is_verified_against_the_one_before(ledger: Ledger, t
 def test_the_first_verdict_stands(ledger: Ledger, tmp_path: Path) -> None:
     [ref] = tiny.make_checkpoints(ledger, tmp_path)
     first = _validate(ledger, ref)
-    flip_byte(ledger.store.local_path(ledger.manifest(ref).files[0].key))
+    flip_byte(ledger.store, ledger.manifest(ref).files[0].key)
 
     assert _validate(ledger, ref) == first
 
@@ -111,7 +111,7 @@ def test_the_first_verdict_stands(ledger: Ledger, tmp_path: Path) -> None:
 def test_a_flipped_byte_is_rejected_and_the_evidence_stays(ledger: Ledger, tmp_path: Path) -> None:
     [ref] = tiny.make_checkpoints(ledger, tmp_path)
     key = ledger.manifest(ref).files[0].key
-    flip_byte(ledger.store.local_path(key))
+    flip_byte(ledger.store, key)
 
     record = _validate(ledger, ref)
 

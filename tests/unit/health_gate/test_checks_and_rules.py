@@ -12,7 +12,7 @@ from prunella.health_gate import checks
 from prunella.health_gate.checks import Check, Measurement, measure
 from prunella.health_gate.rules import bounds, judge, worst
 from prunella.records import Health
-from prunella.storage import FolderStore
+from prunella.storage import FolderStore, Stamp
 
 CPU = torch.device("cpu")
 GATE = GateConfig()
@@ -115,9 +115,13 @@ def test_a_store_that_returns_other_bytes_is_counted(tmp_path: Path) -> None:
     assert probe.wrong_bytes == 11
 
 
-@pytest.mark.parametrize(("stamp_ns", "skew_ms"), [(5_000_000, 0.0), (2_000_000, 2.0), (9_000_000, 3.0)])
-def test_clock_skew_is_the_distance_from_the_time_of_writing(stamp_ns: int, skew_ms: float) -> None:
-    assert checks.outside_ms(stamp_ns, 4_000_000, 6_000_000) == skew_ms
+@pytest.mark.parametrize(
+    ("stamp_ns", "grain_ns", "skew_ms"), [(5_000_000, 0, 0.0), (2_000_000, 0, 2.0), (9_000_000, 1_000_000, 2.0)]
+)
+def test_clock_skew_is_the_distance_from_the_time_of_writing_beyond_the_grain(
+    stamp_ns: int, grain_ns: int, skew_ms: float
+) -> None:
+    assert checks.outside_ms(Stamp(at_ns=stamp_ns, grain_ns=grain_ns), 4_000_000, 6_000_000) == skew_ms
 
 
 @pytest.mark.parametrize(

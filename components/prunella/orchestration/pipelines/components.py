@@ -112,6 +112,7 @@ def prepare_data(
     fleet: str = "",
     faults: List[str] = [],  # noqa: B006, UP006 - Kubeflow's form of a list with a default
     settings: List[str] = [],  # noqa: B006, UP006
+    sole_writer: bool = False,
 ) -> str:
     """Open the experiment if it is new, claim its next segment, and have its data set made or verified.
 
@@ -130,6 +131,7 @@ def prepare_data(
         fleet: fleet file that lists nodes and spares.
         faults: faults to inject.
         settings: single settings, key=value.
+        sole_writer: nobody else writes to the experiment; needed where a bucket cannot arbitrate.
 
     Returns:
         Output: key of the claim in the ledger.
@@ -149,6 +151,7 @@ def prepare_data(
         fleet=fleet or None,
         faults=tuple(faults),
         assignments=tuple(settings),
+        is_sole_writer=sole_writer,
     )
     found = steps.prepare_data(submission, run_id or job_id)
     dataset.uri = found.uri

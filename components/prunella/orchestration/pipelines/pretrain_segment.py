@@ -34,6 +34,7 @@ def pretrain_segment(form: Form) -> GraphComponent:
         fleet: str = "",
         faults: list = [],  # type: ignore[type-arg] # noqa: B006 - Kubeflow's form of a list with a default
         settings: list = [],  # type: ignore[type-arg] # noqa: B006
+        sole_writer: bool = False,
     ) -> None:
         run = {"root": root, "experiment": experiment, "job_id": JOB_ID, "run_id": run_id}
         close_segment = form.task(Step.CLOSE_SEGMENT, **run)
@@ -50,6 +51,7 @@ def pretrain_segment(form: Form) -> GraphComponent:
                 fleet=fleet,
                 faults=faults,
                 settings=settings,
+                sole_writer=sole_writer,
             )
             open_segment = form.task(Step.OPEN_SEGMENT, **run).after(prepare_data)
             _climb(form, run, rung=0, after=open_segment)

@@ -31,7 +31,8 @@ def local_pipeline_engine() -> Iterator[RunSegment]:
 
         def run_segment(ledger: Ledger, run_id: str) -> None:
             with contextlib.redirect_stdout(sys.stderr):
-                pipeline(root=ledger.store.root, experiment=ledger.name, run_id=run_id)
+                # Whether several may write was settled when the experiment was opened, a moment ago, by this command.
+                pipeline(root=ledger.store.root, experiment=ledger.name, run_id=run_id, sole_writer=True)
 
         try:
             yield run_segment

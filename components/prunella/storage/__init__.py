@@ -1,0 +1,71 @@
+"""The object store: immutable keys, one conditional write, bounded patience.
+
+The only write is `put_new`, which fails if the key exists; one object is atomic, nothing larger. `FolderStore` keeps the
+promise on a file system, `S3Store` in a bucket. `RetryingStore` waits out a store that does not answer, with jitter and a
+bound, and remembers when it had to.
+"""
+
+from pathlib import Path
+
+from prunella.errors import ConfigError
+from prunella.storage.folder import FolderStore
+from prunella.storage.retrying import RetryingStore, Wait, WrappedStore
+from prunella.storage.s3 import SCHEME, S3Store
+from prunella.storage.store import Stamp, Store, check_key
+
+__all__ = [
+    "FolderStore",
+    "RetryingStore",
+    "S3Store",
+    "Stamp",
+    "Store",
+    "Wait",
+    "WrappedStore",
+    "check_key",
+    "create_root",
+    "open_store",
+]
+
+
+def open_store(root: str) -> Store:
+    """The store behind a `--root`: a folder, or `s3://BUCKET/PREFIX`.
+
+    Raises:
+        ConfigError: the root names a kind of store that there is not.
+    """
+    scheme, separator, _ = root.partition("://")
+    if not separator:
+        return FolderStore(root)
+    if scheme != SCHEME:
+        raise ConfigError(f"--root {root}: {scheme} roots are not supported; give a local folder or s3://BUCKET/PREFIX")
+    return S3Store(root)
+
+
+def create_root(root: str, *, is_sole_writer: bool = False) -> None:
+    """Make the folder behind a `--root`, if it is a folder and absent, or prove that a bucket can hold a ledger.
+
+    Called where an experiment is opened, nowhere else.
+
+    Args:
+        is_sole_writer: somebody else sees to it that nobody writes beside us: Airflow's unique run ids, or a person's word.
+
+    Raises:
+        ConfigError: there is a file in its place, or it may not be made; the bucket refuses us, or lets several writers
+            of one key all succeed and nobody else arbitrates.
+    """
+    store = open_store(root)
+    if isinstance(store, S3Store):
+        _check_bucket(store, is_sole_writer=is_sole_writer)
+        return
+    try:
+        Path(root).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--root {root}: cannot be made a folder ({error.strerror}); choose another") from error
+
+
+def _check_bucket(store: S3Store, *, is_sole_writer: bool) -> None:
+    if not store.honours_conditional_puts() and not is_sole_writer:
+        raise ConfigError(
+            f"--root {store.root}: of several writers racing for one key more than one succeeded; this server does not honour "
+            "If-None-Match, so nothing would fence two commands off each other; if this is the only one, pass --sole-writer"
+        )

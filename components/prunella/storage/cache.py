@@ -1,0 +1,62 @@
+"""A bounded local copy of a bucket's objects, for what must be a file: token shards, tensors, sources.
+
+Objects never change under their key, so a copy never goes stale; it is only ever dropped, the longest unused first. Copies
+are not verified here: whoever reads proves the sha256, as everywhere.
+"""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from prunella.scratch import scratch_base
+
+#: Bytes of copies kept. Source: own choice 2026-11, a few checkpoints of a small model; PRUNELLA_CACHE_BYTES sets another.
+_LIMIT_BYTES = 8 * 2**30
+
+
+def cache_limit_bytes() -> int:
+    """How much may be kept."""
+    return int(os.environ.get("PRUNELLA_CACHE_BYTES", _LIMIT_BYTES))
+
+
+class ObjectCache:
+    """Copies of one root's objects on this machine. Safe for several processes: a copy appears whole or not at all."""
+
+    def __init__(self, root: str, *, limit_bytes: int) -> None:
+        self._folder = scratch_base() / "objects" / hashlib.sha256(root.encode()).hexdigest()[:12]
+        self._limit_bytes = limit_bytes
+
+    def file(self, key: str, fetch: Callable[[Path], None]) -> Path:
+        """The copy of an object; `fetch` writes it to the path it is given, if there is none yet."""
+        path = self._folder / key
+        try:
+            os.utime(path)  # used now: the last to go
+        except FileNotFoundError:
+            self._add(path, fetch)
+        return path
+
+    def drop(self, key: str) -> None:
+        """Forget an object that is gone from the bucket. A process that has it open keeps what it has."""
+        (self._folder / key).unlink(missing_ok=True)
+
+    def _add(self, path: Path, fetch: Callable[[Path], None]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary = path.with_name(f".{uuid.uuid4().hex}")
+        try:
+            fetch(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._shrink(keep=path)
+
+    def _shrink(self, *, keep: Path) -> None:
+        copies = [(found.stat(), found) for found in self._folder.rglob("*") if found.is_file()]
+        size_bytes = sum(status.st_size for status, _ in copies)
+        for status, path in sorted(copies, key=lambda copy: copy[0].st_mtime_ns):
+            if size_bytes <= self._limit_bytes:
+                return
+            if path != keep:
+                path.unlink(missing_ok=True)
+                size_bytes -= status.st_size

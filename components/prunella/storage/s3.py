@@ -1,0 +1,296 @@
+"""A store in a bucket, over boto3: conditional puts, parts in parallel, every failure one of ours.
+
+Credentials, region, endpoint and time-outs are the SDK's own settings (environment, profile, instance role), so that what
+works with the AWS command line works here; none of them is ever logged or recorded. Retrying is the business of
+`RetryingStore`: the SDK's own is off. Big files go up in parts; a put that is tried again sends only the parts that are
+missing. Whether the bucket honours `If-None-Match` is found out by `honours_conditional_puts`, once, where an experiment is
+opened.
+"""
+
+import contextlib
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prunella.errors import ConfigError, KeyExists, KeyMissing, PrunellaError, StorageFull, StorageUnavailable
+from prunella.storage.cache import ObjectCache, cache_limit_bytes
+from prunella.storage.store import Stamp, check_key
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SCHEME = "s3"
+
+#: Size of a part, and from what size on a file goes up in parts. Source: boto3's TransferConfig has 8 MiB, 2026-11; S3 takes
+#: parts of 5 MiB to 5 GiB, 10,000 of them at most, so the size grows with the file.
+_PART_BYTES = 8 * 2**20
+_MAX_PARTS = 10_000
+#: Parts under way at once. Source: boto3's TransferConfig.max_concurrency, 2026-11.
+_CONCURRENCY = 10
+#: Races that find out whether conditional puts are honoured. Source: own choice 2026-11; radosgw 16.2 loses the first.
+_RACES = 3
+#: Seconds until a connection, or a silent one, counts as lost. Source: own choice 2026-11; healthy answers take milliseconds.
+_CONNECT_TIMEOUT_S = 5
+_READ_TIMEOUT_S = 30
+
+_MISSING = {"NoSuchKey", "404", "NotFound"}
+_EXISTS = {"PreconditionFailed", "412"}
+_FULL = {"QuotaExceeded", "EntityTooLarge", "InsufficientStorage", "507"}
+#: What waiting does not mend, and what does.
+_REFUSED = {
+    "NoSuchBucket": "there is no such bucket; make it, or correct --root",
+    "InvalidAccessKeyId": "the access key is unknown there; check AWS_ACCESS_KEY_ID or the profile",
+    "SignatureDoesNotMatch": "the secret key is wrong; check AWS_SECRET_ACCESS_KEY or the profile",
+    "ExpiredToken": "the session token has expired; sign in again",
+    "AccessDenied": "these credentials may not do that; grant them read and write on the bucket",
+    "403": "these credentials may not do that; grant them read and write on the bucket",
+    "PermanentRedirect": "the bucket is in another region; set AWS_REGION",
+    "301": "the bucket is in another region; set AWS_REGION",
+    "AuthorizationHeaderMalformed": "the region is wrong; set AWS_REGION to the bucket's",
+    "IllegalLocationConstraintException": "the region is wrong; set AWS_REGION to the bucket's",
+}
+
+
+@dataclass(slots=True)
+class _Upload:
+    """An upload in parts that has begun. `done` maps part numbers, from 1, to their ETags."""
+
+    upload_id: str
+    done: dict[int, str] = field(default_factory=dict)
+
+
+class S3Store:
+    """A store under a prefix of a bucket."""
+
+    def __init__(self, root: str) -> None:
+        bucket, _, prefix = root.removeprefix(f"{SCHEME}://").strip("/").partition("/")
+        if not bucket:
+            raise ConfigError(f"--root {root}: expected s3://BUCKET or s3://BUCKET/PREFIX")
+        self._root = f"{SCHEME}://{bucket}/{check_key(prefix)}" if prefix else f"{SCHEME}://{bucket}"
+        self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
+        self._client = _client()
+        self._uploads: dict[str, _Upload] = {}
+        self._cache = ObjectCache(self._root, limit_bytes=cache_limit_bytes())
+
+    @property
+    def root(self) -> str:
+        return self._root
+
+    # -------------------------------------------------------------------------------- writing
+
+    def put_new(self, key: str, data: bytes) -> None:
+        self._call(key, "put_object", Body=data, IfNoneMatch="*")
+
+    def put_new_file(self, key: str, path: Path) -> None:
+        size_bytes = path.stat().st_size
+        if size_bytes <= _PART_BYTES:
+            self.put_new(key, path.read_bytes())
+        else:
+            self._put_in_parts(key, path, size_bytes)
+
+    def _put_in_parts(self, key: str, path: Path, size_bytes: int) -> None:
+        """Send the parts that are not there yet, then commit them as one object, if there is none by then."""
+        if self.exists(key):
+            raise self._existing(key)
+        upload = self._uploads.get(key) or _Upload(upload_id=self._call(key, "create_multipart_upload")["UploadId"])
+        self._uploads[key] = upload
+        part_bytes = max(_PART_BYTES, -(-size_bytes // _MAX_PARTS))
+        numbers = range(1, -(-size_bytes // part_bytes) + 1)
+
+        def send(number: int) -> None:
+            with path.open("rb") as file:
+                file.seek((number - 1) * part_bytes)
+                body = file.read(part_bytes)
+            answer = self._call(key, "upload_part", UploadId=upload.upload_id, PartNumber=number, Body=body)
+            upload.done[number] = answer["ETag"]
+
+        _in_parallel(send, [number for number in numbers if number not in upload.done])
+        parts = [{"PartNumber": number, "ETag": upload.done[number]} for number in numbers]
+        self._commit(key, upload, parts)
+
+    def _commit(self, key: str, upload: _Upload, parts: list[dict[str, Any]]) -> None:
+        commit = {"UploadId": upload.upload_id, "MultipartUpload": {"Parts": parts}, "IfNoneMatch": "*"}
+        try:
+            self._call(key, "complete_multipart_upload", **commit)
+        except StorageUnavailable:
+            raise  # the parts stay: the next try goes on from here
+        except PrunellaError:
+            self._abort(key, upload)
+            raise
+        del self._uploads[key]
+
+    def _abort(self, key: str, upload: _Upload) -> None:
+        self._uploads.pop(key, None)
+        with contextlib.suppress(PrunellaError):  # the bucket's own rule for unfinished uploads clears it
+            self._call(key, "abort_multipart_upload", UploadId=upload.upload_id)
+
+    # -------------------------------------------------------------------------------- reading
+
+    def get(self, key: str) -> bytes:
+        with self._translated(key):
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
+            content: bytes = answer["Body"].read()
+            return content
+
+    def exists(self, key: str) -> bool:
+        try:
+            self._call(key, "head_object")
+        except KeyMissing:
+            return False
+        return True
+
+    def size_bytes(self, key: str) -> int:
+        return int(self._call(key, "head_object")["ContentLength"])
+
+    def stamp(self, key: str) -> Stamp:
+        modified = self._call(key, "head_object")["LastModified"]
+        return Stamp(at_ns=int(modified.timestamp() * 1e9), grain_ns=1_000_000_000)
+
+    def list(self, prefix: str) -> list[str]:
+        under = f"{self._key(prefix)}/"
+        names: set[str] = set()
+        with self._translated(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=under, Delimiter="/")
+            for page in pages:
+                names |= {entry["Key"].removeprefix(under) for entry in page.get("Contents", [])}
+                names |= {entry["Prefix"].removeprefix(under).rstrip("/") for entry in page.get("CommonPrefixes", [])}
+        return sorted(names - {""})
+
+    def local_path(self, key: str) -> Path:
+        return self._cache.file(check_key(key), lambda path: self._download(key, path))
+
+    def _download(self, key: str, path: Path) -> None:
+        """Write the object to `path`, its ranges in parallel."""
+        size_bytes = self.size_bytes(key)
+
+        def receive(start: int) -> None:
+            end = min(start + _PART_BYTES, size_bytes) - 1
+            with self._translated(key):
+                answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key), Range=f"bytes={start}-{end}")
+                content = answer["Body"].read()
+            with path.open("r+b") as file:
+                file.seek(start)
+                file.write(content)
+
+        with path.open("wb") as file:
+            file.truncate(size_bytes)
+        _in_parallel(receive, list(range(0, size_bytes, _PART_BYTES)))
+
+    # -------------------------------------------------------------------------------- removing
+
+    def delete(self, key: str) -> None:
+        self._call(key, "delete_object")
+        self._cache.drop(key)
+
+    def set_aside(self, key: str) -> str:
+        target = f"set-aside/{key}.{time.time_ns()}"
+        with self._translated(key):
+            source = {"Bucket": self._bucket, "Key": self._key(key)}
+            self._client.copy(source, self._bucket, self._key(target))
+        self.delete(key)
+        return target
+
+    # -------------------------------------------------------------------------------- the bucket
+
+    def honours_conditional_puts(self) -> bool:
+        """Whether of several writers racing for one key exactly one wins. Leaves nothing behind.
+
+        Raises:
+            ConfigError: the bucket is not there, or these credentials may not write to it.
+            StorageUnavailable: it does not answer.
+        """
+        return all(self._race() == 1 for _ in range(_RACES))
+
+    def _race(self) -> int:
+        """How many of several writers won one key."""
+        key = f"probes/{uuid.uuid4().hex}"
+        try:
+            with ThreadPoolExecutor(_CONCURRENCY) as pool:
+                return sum(pool.map(lambda number: self._wins(key, number), range(_CONCURRENCY)))
+        finally:
+            self.delete(key)
+
+    def _wins(self, key: str, number: int) -> bool:
+        try:
+            self.put_new(key, str(number).encode())
+        except KeyExists:
+            return False
+        except StorageUnavailable as error:
+            if "ConditionalRequestConflict" in str(error):
+                return False  # S3's way to say that another writer is at it
+            raise
+        return True
+
+    # -------------------------------------------------------------------------------- shared
+
+    def _key(self, key: str) -> str:
+        return self._prefix + check_key(key)
+
+    def _existing(self, key: str) -> KeyExists:
+        return KeyExists(f"{self._root}: object {key!r} exists already and is immutable")
+
+    def _call(self, key: str, operation: str, **arguments: Any) -> dict[str, Any]:
+        with self._translated(key):
+            answer: dict[str, Any] = getattr(self._client, operation)(Bucket=self._bucket, Key=self._key(key), **arguments)
+            return answer
+
+    @contextlib.contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+        from urllib3.exceptions import HTTPError
+
+        try:
+            yield
+        except ClientError as error:
+            raise self._meaning(key, str(error.response.get("Error", {}).get("Code", ""))) from error
+        except (NoCredentialsError, PartialCredentialsError) as error:
+            raise ConfigError(f"--root {self._root}: no credentials; set AWS_ACCESS_KEY_ID or a profile") from error
+        except (BotoCoreError, HTTPError, OSError) as error:
+            raise StorageUnavailable(f"{self._root}: object {key!r} is out of reach ({type(error).__name__})") from error
+
+    def _meaning(self, key: str, code: str) -> PrunellaError:
+        if code in _EXISTS:
+            return self._existing(key)
+        if code in _MISSING:
+            return KeyMissing(f"{self._root}: no object {key!r}")
+        if code in _FULL:
+            return StorageFull(f"{self._root}: no room for object {key!r} ({code}); free space and run again")
+        if code in _REFUSED:
+            return ConfigError(f"--root {self._root}: {_REFUSED[code]} ({code})")
+        return StorageUnavailable(f"{self._root}: object {key!r} is out of reach ({code})")
+
+
+def _client() -> Any:
+    """Made by the SDK from its own settings. PRUNELLA_S3_STYLE (`auto`, `path`, `virtual`) is how the bucket is addressed."""
+    import boto3
+    from botocore.config import Config
+
+    settings = Config(
+        retries={"total_max_attempts": 1},
+        connect_timeout=_CONNECT_TIMEOUT_S,
+        read_timeout=_READ_TIMEOUT_S,
+        max_pool_connections=2 * _CONCURRENCY,
+        s3={"addressing_style": os.environ.get("PRUNELLA_S3_STYLE", "auto")},
+        # Our own sha256 is proven on every read; not every server knows the SDK's newer checksums.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    return boto3.session.Session().client("s3", config=settings)
+
+
+def _in_parallel(work: Callable[[int], None], numbers: "list[int]") -> None:
+    """Do them all; raise the first failure after those under way have ended."""
+    with ThreadPoolExecutor(_CONCURRENCY, thread_name_prefix="s3") as pool:
+        futures = [pool.submit(work, number) for number in numbers]
+        for future in futures:
+            if future.exception() is not None:
+                pool.shutdown(cancel_futures=True)
+        for future in futures:
+            if not future.cancelled():
+                future.result()

@@ -1,0 +1,54 @@
+"""A real HTTP server that speaks S3, for a test: moto's, which honours conditional puts but checks no signatures."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import boto3
+from moto.server import ThreadedMotoServer
+
+BUCKET = "prunella-tests"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bucket:
+    """A bucket, and the environment in which the SDK finds it."""
+
+    root: str
+    environment: dict[str, str]
+
+
+@contextmanager
+def moto_bucket(prefix: str = "team/runs") -> Iterator[Bucket]:
+    """An empty bucket behind a server of its own."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        endpoint = f"http://{host}:{port}"
+        environment = {
+            "AWS_ENDPOINT_URL_S3": endpoint,
+            "AWS_ACCESS_KEY_ID": "tests",
+            "AWS_SECRET_ACCESS_KEY": "tests-secret",
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+        credentials = {"aws_access_key_id": "tests", "aws_secret_access_key": "tests-secret"}
+        boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **credentials).create_bucket(Bucket=BUCKET)
+        yield Bucket(root=f"s3://{BUCKET}/{prefix}", environment=environment)
+    finally:
+        server.stop()
+
+
+@contextmanager
+def set_in_environment(values: dict[str, str]) -> Iterator[None]:
+    """For what reads the environment of this process."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})

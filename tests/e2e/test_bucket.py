@@ -1,0 +1,87 @@
+"""The root is a bucket: the same faults, the same healing, the same digest as in a folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from buckets import Bucket, moto_bucket
+from e2e.campaign import Campaign, assert_complete, causes
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Bucket]:
+    with moto_bucket() as made:
+        yield made
+
+
+@pytest.fixture
+def in_bucket(bucket: Bucket, tmp_path: Path) -> Campaign:
+    """A new experiment under a prefix of its own."""
+    return Campaign(tmp_path / "campaign", environment=bucket.environment, bucket=f"{bucket.root}/{tmp_path.name}")
+
+
+def test_experiment_in_a_bucket_heals_a_killed_rank_with_the_digest_of_the_folder(
+    in_bucket: Campaign, unbroken: Campaign
+) -> None:
+    done = in_bucket.run("--fault", "kill:rank=1,step=5")
+
+    assert causes(assert_complete(done, in_bucket)) == [("process_crash", "retry_same_nodes")]
+    assert in_bucket.digest() == unbroken.digest()
+    assert list((in_bucket.folder / "published").rglob("report.html"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ("corrupt-checkpoint:step=6", ("checkpoint_invalid", "roll_back")),
+        ("truncate-shard:shard=0", ("data_corrupt", "retry_same_nodes")),
+        ("storage-down:seconds=5,step=8", ("storage_unavailable", "accept")),
+        ("bad-node:node=node-1,segment=1", ("node_unhealthy", "replace_node")),
+    ],
+)
+def test_experiment_in_a_bucket_heals_a_fault_with_the_digest_of_the_folder(
+    in_bucket: Campaign, unbroken: Campaign, fault: str, expected: tuple[str, str]
+) -> None:
+    done = in_bucket.run("--fault", fault)
+
+    assert causes(assert_complete(done, in_bucket)) == [expected]
+    assert in_bucket.digest() == unbroken.digest()
+
+
+@pytest.mark.slow
+def test_pipeline_in_a_bucket_ends_with_the_digest_of_the_folder(bucket: Bucket, tmp_path: Path, unbroken: Campaign) -> None:
+    campaign = Campaign(
+        tmp_path / "campaign",
+        environment=bucket.environment,
+        runs_by=("pipeline", "run-local"),
+        bucket=f"{bucket.root}/{tmp_path.name}",
+    )
+
+    done = campaign.run()
+
+    assert_complete(done, campaign)
+    assert campaign.digest() == unbroken.digest()
+
+
+@pytest.mark.parametrize(
+    ("environment", "root", "message"),
+    [
+        ({}, "s3://no-such-bucket/x", "there is no such bucket; make it, or correct --root"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, None, "no credentials; set AWS_ACCESS_KEY_ID or a profile"),
+    ],
+    ids=["missing bucket", "no credentials"],
+)
+def test_bucket_that_cannot_be_used_is_refused_in_one_line(
+    bucket: Bucket, tmp_path: Path, environment: dict[str, str], root: str | None, message: str
+) -> None:
+    nowhere = {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"), "AWS_CONFIG_FILE": str(tmp_path / "none")}
+    settings = {**bucket.environment, **nowhere, **environment}
+    campaign = Campaign(tmp_path / "campaign", environment=settings, bucket=root or bucket.root)
+
+    done = campaign.run()
+
+    assert done.returncode != 0
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
