@@ -64,7 +64,9 @@ def create_root(root: str, *, is_sole_writer: bool = False) -> None:
 
 
 def _check_bucket(store: S3Store, *, is_sole_writer: bool) -> None:
-    if not store.honours_conditional_puts() and not is_sole_writer:
+    if is_sole_writer:
+        store.try_out()
+    elif not store.honours_conditional_puts():
         raise ConfigError(
             f"--root {store.root}: of several writers racing for one key more than one succeeded; this server does not honour "
             "If-None-Match, so nothing would fence two commands off each other; if this is the only one, pass --sole-writer"

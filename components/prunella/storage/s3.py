@@ -41,6 +41,7 @@ _READ_TIMEOUT_S = 30
 
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _EXISTS = {"PreconditionFailed", "412"}
+_LOST = {"NoSuchUpload", "InvalidPart", "InvalidPartOrder"}
 _FULL = {"QuotaExceeded", "EntityTooLarge", "InsufficientStorage", "507"}
 #: What waiting does not mend, and what does.
 _REFUSED = {
@@ -65,6 +66,10 @@ class _Upload:
     done: dict[int, str] = field(default_factory=dict)
 
 
+class _UploadLost(StorageUnavailable):
+    """The server does not know the upload, or a part that it once accepted: only a new upload helps."""
+
+
 class S3Store:
     """A store under a prefix of a bucket."""
 
@@ -86,6 +91,7 @@ class S3Store:
 
     def put_new(self, key: str, data: bytes) -> None:
         self._call(key, "put_object", Body=data, IfNoneMatch="*")
+        self._prove(key, len(data))
 
     def put_new_file(self, key: str, path: Path) -> None:
         size_bytes = path.stat().st_size
@@ -95,11 +101,27 @@ class S3Store:
             self._put_in_parts(key, path, size_bytes)
 
     def _put_in_parts(self, key: str, path: Path, size_bytes: int) -> None:
-        """Send the parts that are not there yet, then commit them as one object, if there is none by then."""
+        """Send the parts that are not there yet, then commit them as one object, if there is none by then.
+
+        The upload outlives a cut: the next try goes on from here. It does not outlive any other failure.
+        """
         if self.exists(key):
+            self._uploads.pop(key, None)
             raise self._existing(key)
         upload = self._uploads.get(key) or _Upload(upload_id=self._call(key, "create_multipart_upload")["UploadId"])
         self._uploads[key] = upload
+        try:
+            parts = self._send_parts(key, upload, path, size_bytes)
+            commit = {"UploadId": upload.upload_id, "MultipartUpload": {"Parts": parts}, "IfNoneMatch": "*"}
+            self._call(key, "complete_multipart_upload", **commit)
+        except PrunellaError as error:
+            if isinstance(error, _UploadLost) or not isinstance(error, StorageUnavailable):
+                self._abort(key, upload)
+            raise
+        del self._uploads[key]
+        self._prove(key, size_bytes)
+
+    def _send_parts(self, key: str, upload: _Upload, path: Path, size_bytes: int) -> list[dict[str, Any]]:
         part_bytes = max(_PART_BYTES, -(-size_bytes // _MAX_PARTS))
         numbers = range(1, -(-size_bytes // part_bytes) + 1)
 
@@ -111,24 +133,21 @@ class S3Store:
             upload.done[number] = answer["ETag"]
 
         _in_parallel(send, [number for number in numbers if number not in upload.done])
-        parts = [{"PartNumber": number, "ETag": upload.done[number]} for number in numbers]
-        self._commit(key, upload, parts)
-
-    def _commit(self, key: str, upload: _Upload, parts: list[dict[str, Any]]) -> None:
-        commit = {"UploadId": upload.upload_id, "MultipartUpload": {"Parts": parts}, "IfNoneMatch": "*"}
-        try:
-            self._call(key, "complete_multipart_upload", **commit)
-        except StorageUnavailable:
-            raise  # the parts stay: the next try goes on from here
-        except PrunellaError:
-            self._abort(key, upload)
-            raise
-        del self._uploads[key]
+        return [{"PartNumber": number, "ETag": upload.done[number]} for number in numbers]
 
     def _abort(self, key: str, upload: _Upload) -> None:
         self._uploads.pop(key, None)
         with contextlib.suppress(PrunellaError):  # the bucket's own rule for unfinished uploads clears it
             self._call(key, "abort_multipart_upload", UploadId=upload.upload_id)
+
+    def _prove(self, key: str, size_bytes: int) -> None:
+        """Look whether a write that was answered with success is there: proxies have said so and kept nothing."""
+        try:
+            found = self.size_bytes(key)
+        except KeyMissing as error:
+            raise StorageUnavailable(f"{self._root}: object {key!r} was accepted and is not there") from error
+        if found != size_bytes:
+            raise StorageUnavailable(f"{self._root}: object {key!r} was accepted with {size_bytes} bytes and has {found}")
 
     # -------------------------------------------------------------------------------- reading
 
@@ -198,13 +217,19 @@ class S3Store:
 
     # -------------------------------------------------------------------------------- the bucket
 
-    def honours_conditional_puts(self) -> bool:
-        """Whether of several writers racing for one key exactly one wins. Leaves nothing behind.
+    def try_out(self) -> None:
+        """Write an object and remove it.
 
         Raises:
             ConfigError: the bucket is not there, or these credentials may not write to it.
             StorageUnavailable: it does not answer.
         """
+        key = f"probes/{uuid.uuid4().hex}"
+        self.put_new(key, b"probe")
+        self.delete(key)
+
+    def honours_conditional_puts(self) -> bool:
+        """Whether of several writers racing for one key exactly one wins. Leaves nothing behind. Raises as `try_out`."""
         return all(self._race() == 1 for _ in range(_RACES))
 
     def _race(self) -> int:
@@ -259,6 +284,8 @@ class S3Store:
             return self._existing(key)
         if code in _MISSING:
             return KeyMissing(f"{self._root}: no object {key!r}")
+        if code in _LOST:
+            return _UploadLost(f"{self._root}: the upload of object {key!r} was lost ({code})")
         if code in _FULL:
             return StorageFull(f"{self._root}: no room for object {key!r} ({code}); free space and run again")
         if code in _REFUSED:
