@@ -21,6 +21,7 @@ def in_bucket(bucket: Bucket, tmp_path: Path) -> Campaign:
     return Campaign(tmp_path / "campaign", environment=bucket.environment, bucket=f"{bucket.root}/{tmp_path.name}")
 
 
+@pytest.mark.slow
 def test_experiment_in_a_bucket_heals_a_killed_rank_with_the_digest_of_the_folder(
     in_bucket: Campaign, unbroken: Campaign
 ) -> None:
@@ -37,8 +38,6 @@ def test_experiment_in_a_bucket_heals_a_killed_rank_with_the_digest_of_the_folde
     [
         ("corrupt-checkpoint:step=6", ("checkpoint_invalid", "roll_back")),
         ("truncate-shard:shard=0", ("data_corrupt", "retry_same_nodes")),
-        ("storage-down:seconds=5,step=8", ("storage_unavailable", "accept")),
-        ("bad-node:node=node-1,segment=1", ("node_unhealthy", "replace_node")),
     ],
 )
 def test_experiment_in_a_bucket_heals_a_fault_with_the_digest_of_the_folder(
