@@ -85,6 +85,29 @@ def test_what_a_service_started_ends_with_it(tmp_path: Path) -> None:
     assert eventually(lambda: not is_running(child))
 
 
+def test_what_outlived_a_killed_service_ends_with_the_supervisor(tmp_path: Path) -> None:
+    with Supervisor((Service(name="a", command=STUBBORN),), tmp_path) as supervisor:
+        assert eventually(lambda: (tmp_path / "a.log").read_text().endswith("\n"))
+        orphan, first = int((tmp_path / "a.log").read_text()), supervisor.pids["a"]
+        os.kill(first, signal.SIGKILL)
+        assert eventually(lambda: supervisor.pids["a"] != first)
+        is_let_be = is_running(orphan)
+
+    assert is_let_be
+    assert eventually(lambda: not is_running(orphan))
+
+
+def test_a_service_that_keeps_dying_is_started_ever_less_often(tmp_path: Path) -> None:
+    starts = tmp_path / "a.log"
+
+    with Supervisor((Service(name="a", command=(sys.executable, "-c", "print('up')")),), tmp_path):
+        assert eventually(lambda: starts.read_text().count("up") >= 3)
+        time.sleep(2.0)  # the fourth is due 2 s after the third, the fifth 4 s after that
+        count = starts.read_text().count("up")
+
+    assert count <= 4
+
+
 def test_a_program_that_is_not_there_is_an_error_and_nothing_stays_behind(tmp_path: Path) -> None:
     services = (Service(name="a", command=SLEEPER), Service(name="b", command=("/no/such/program",)))
     supervisor = Supervisor(services, tmp_path)
