@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from prunella import codec
 from prunella.errors import ConfigError
@@ -315,6 +316,13 @@ class TrackingConfig:
     experiment: str = "prunella"
     #: The mirror gives up after this long; the next close catches up.
     timeout_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        if self.uri is not None and "@" in urlsplit(self.uri).netloc:
+            raise ConfigError(
+                "tracking.uri: expected an address without user and password, found one with them (not shown): a configuration "
+                "is recorded for ever; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, which never are"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from e2e.live_airflow import DAG_ID, LiveAirflow, live_airflow, wait_until_complete
@@ -36,6 +37,16 @@ def test_continuous_experiment_runs_to_its_end_by_itself_and_heals_a_killed_rank
     assert states["attempt_1.accept"] == "success"
     assert "smoke__seg-0001__r0" in airflow.api.run_states(DAG_ID)
     assert wait_for(lambda: published(ledger) is not None)
+
+
+def test_pages_listen_on_this_machine_only(airflow: LiveAirflow) -> None:
+    services = [psutil.Process(pid) for pid in airflow.supervisor.pids.values()]
+    processes = [process for service in services for process in (service, *service.children(recursive=True))]
+
+    sockets = [socket for process in processes for socket in process.net_connections("inet")]
+    addresses = {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
+
+    assert addresses == {"127.0.0.1"}
 
 
 @pytest.mark.slow

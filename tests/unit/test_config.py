@@ -158,3 +158,11 @@ def test_the_difference_of_two_configurations_names_each_leaf_once() -> None:
 
 def test_replace_leaves_out_what_was_not_given() -> None:
     assert config.replace(Config(), segments=5, nodes=None) == Config(segments=5)
+
+
+@pytest.mark.parametrize("uri", ["http://someone:hunter2@tracking:5000", "postgresql://hunter2@db/mlflow"])
+def test_a_password_in_the_configuration_is_refused_and_not_shown(uri: str) -> None:
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_PASSWORD, which never are") as refused:
+        config.override(Config(), [f"tracking.uri={uri}"])
+
+    assert "hunter2" not in str(refused.value)

@@ -144,12 +144,20 @@ def test_a_bucket_that_lets_every_writer_win_needs_a_word(store: S3Store, monkey
     ("root", "message"),
     [
         ("s3://", "expected s3://BUCKET"),
+        ("s3://Not_A_Bucket/x", "expected s3://BUCKET"),
         ("s3://bucket/a//b", "object key"),
     ],
 )
 def test_a_root_that_cannot_be_meant_is_refused(root: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         open_store(root)
+
+
+def test_credentials_in_a_root_are_refused_and_not_shown() -> None:
+    with pytest.raises(ConfigError, match="found credentials in it") as refused:
+        open_store("s3://key:hunter2@bucket/x")
+
+    assert "hunter2" not in str(refused.value)
 
 
 def test_a_bucket_that_is_not_there_is_one_clear_error(bucket: Bucket) -> None:

@@ -33,8 +33,6 @@ class LiveSettings:
     folder: Path
     root: Path
     airflow_port: int
-    worker_log_port: int
-    triggerer_log_port: int
     mlflow_port: int | None
 
     @property
@@ -60,8 +58,6 @@ def settings_for(folder: Path, *, with_mlflow: bool) -> LiveSettings:
         folder=folder,
         root=folder / "root",
         airflow_port=free_port(),
-        worker_log_port=free_port(),
-        triggerer_log_port=free_port(),
         mlflow_port=free_port() if with_mlflow else None,
     )
 
@@ -108,8 +104,6 @@ def environment(settings: LiveSettings) -> dict[str, str]:
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
         "AIRFLOW__API_AUTH__JWT_SECRET": known["jwt"],
-        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(settings.worker_log_port),
-        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(settings.triggerer_log_port),
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "30",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
@@ -120,13 +114,22 @@ def environment(settings: LiveSettings) -> dict[str, str]:
     return variables
 
 
+#: Airflow's programs. Their log servers, which would listen on every interface, stay off: the page reads the shared folder.
+_AIRFLOW: dict[str, tuple[str, ...]] = {
+    "api-server": (),
+    "scheduler": ("--skip-serve-logs",),
+    "dag-processor": (),
+    "triggerer": ("--skip-serve-logs",),
+}
+
+
 def services(settings: LiveSettings) -> tuple[Service, ...]:
     """The programs of a live Airflow, and of MLflow where it has a port."""
     variables = environment(settings)
-    commands = {
-        name: (sys.executable, "-m", "airflow", name) for name in ("api-server", "scheduler", "dag-processor", "triggerer")
-    }
-    found = [Service(name=name, command=command, environment=variables) for name, command in commands.items()]
+    found = [
+        Service(name=name, command=(sys.executable, "-m", "airflow", name, *options), environment=variables)
+        for name, options in _AIRFLOW.items()
+    ]
     if settings.mlflow_port:
         found.append(Service(name="mlflow", command=_mlflow_command(settings), environment=_MLFLOW_ENVIRONMENT))
     return tuple(found)

@@ -10,6 +10,7 @@ opened.
 import contextlib
 import logging
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SCHEME = "s3"
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 #: Size of a part, and from what size on a file goes up in parts. Source: boto3's TransferConfig has 8 MiB, 2026-11; S3 takes
 #: parts of 5 MiB to 5 GiB, 10,000 of them at most, so the size grows with the file.
@@ -75,7 +77,9 @@ class S3Store:
 
     def __init__(self, root: str) -> None:
         bucket, _, prefix = root.removeprefix(f"{SCHEME}://").strip("/").partition("/")
-        if not bucket:
+        if "@" in root:
+            raise ConfigError("--root: expected s3://BUCKET/PREFIX, found credentials in it (not shown); set AWS_ACCESS_KEY_ID")
+        if not _BUCKET.fullmatch(bucket):
             raise ConfigError(f"--root {root}: expected s3://BUCKET or s3://BUCKET/PREFIX")
         self._root = f"{SCHEME}://{bucket}/{check_key(prefix)}" if prefix else f"{SCHEME}://{bucket}"
         self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""

@@ -33,8 +33,8 @@ class Step:
     Attributes:
         image: `trainer` (torch) or `worker` (none), of `containers/`.
         cpu: cores, as Kubernetes writes them.
-        memory: as Kubernetes writes it. Source: own measurement of tiny_moe 2026-11, doubled; a recipe of another size
-            sets its own in the compiled file.
+        memory: as Kubernetes writes it. Source: own choice 2026-11, ample for the tiny recipes, not measured; a recipe
+            of another size sets its own in the compiled file.
     """
 
     function: Callable[..., Any]

@@ -42,8 +42,11 @@ class SegmentFailed(PrunellaError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcomes:
-    """What a step shows people. `uri` is where the thing lies that an artifact stands for."""
+class StepAnswer:
+    """What a step hands to the next ones (`answer`), and what it shows people.
+
+    `uri` is where the thing lies that an artifact stands for.
+    """
 
     answer: str = NOT_REACHED
     uri: str = ""
@@ -63,7 +66,7 @@ def run_of(root: str, experiment: str, run_id: str) -> SegmentRun:
     return run
 
 
-def prepare_data(submission: Submission, run_id: str) -> Outcomes:
+def prepare_data(submission: Submission, run_id: str) -> StepAnswer:
     """Open the experiment if it is new, claim its next segment, have its data set made or verified; answers the claim.
 
     Raises:
@@ -80,7 +83,7 @@ def prepare_data(submission: Submission, run_id: str) -> Outcomes:
         "heldout_tokens": record.heldout_tokens,
         "documents": record.documents,
     }
-    return Outcomes(answer=key, uri=_uri(ledger, f"datasets/{record.fingerprint}"), metadata=metadata)
+    return StepAnswer(answer=key, uri=_uri(ledger, f"datasets/{record.fingerprint}"), metadata=metadata)
 
 
 def open_segment(run: SegmentRun) -> None:
@@ -116,20 +119,20 @@ def exclusion(nodes: list[str]) -> dict[str, object]:
     return {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
 
 
-def train_segment(run: SegmentRun, rung: int) -> Outcomes:
+def train_segment(run: SegmentRun, rung: int) -> StepAnswer:
     """Train what is left of the segment; answers the key of its record."""
     key = _reached(lambda: stages.train_segment(run, rung, _forget))
     ledger = run.ledger()
     record = ledger.find_stage_record(TrainRecord, key) if key else None
     if not isinstance(record, TrainRecord):
-        return Outcomes(answer=key)
+        return StepAnswer(answer=key)
     metadata: dict[str, str | int | float] = {
         "first_step": record.first_step,
         "last_step": record.last_step,
         "world_size": record.world_size,
         "candidates": record.candidates,
     }
-    return Outcomes(answer=key, metadata=metadata | _last_loss(ledger, run, rung))
+    return StepAnswer(answer=key, metadata=metadata | _last_loss(ledger, run, rung))
 
 
 def _last_loss(ledger: Ledger, run: SegmentRun, rung: int) -> dict[str, str | int | float]:
@@ -139,15 +142,15 @@ def _last_loss(ledger: Ledger, run: SegmentRun, rung: int) -> dict[str, str | in
     return {"loss_nats": last} if math.isfinite(last) else {}
 
 
-def validate_checkpoint(run: SegmentRun, rung: int) -> Outcomes:
+def validate_checkpoint(run: SegmentRun, rung: int) -> StepAnswer:
     """Have the attempt's last candidate judged; answers the key of the record, and the checkpoint it is about."""
     key = _reached(lambda: stages.validate_checkpoint(run, rung, _forget))
     ledger = run.ledger()
     record = ledger.find_stage_record(ValidationRecord, key) if key else None
     if not isinstance(record, ValidationRecord):
-        return Outcomes(answer=key)
+        return StepAnswer(answer=key)
     name = record.checkpoint.name
-    return Outcomes(
+    return StepAnswer(
         answer=key,
         uri=_uri(ledger, ledger.checkpoint_prefix(name)),
         metadata={
@@ -160,13 +163,13 @@ def validate_checkpoint(run: SegmentRun, rung: int) -> Outcomes:
     )
 
 
-def verdict(run: SegmentRun, rung: int) -> Outcomes:
+def verdict(run: SegmentRun, rung: int) -> StepAnswer:
     """Write the attempt's one decision; answers the branch it takes, and says why."""
     action = judging.verdict(run, rung)
     if action is None:
-        return Outcomes(answer=Action.STOP.value, text=f"Attempt {rung} of this pipeline run was not opened.")
+        return StepAnswer(answer=Action.STOP.value, text=f"Attempt {rung} of this pipeline run was not opened.")
     branch = branch_of(action, rung).rpartition(".")[2]
-    return Outcomes(answer=branch, text=_decision(run, rung))
+    return StepAnswer(answer=branch, text=_decision(run, rung))
 
 
 def _decision(run: SegmentRun, rung: int) -> str:
@@ -183,15 +186,15 @@ def _decision(run: SegmentRun, rung: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def evaluate(run: SegmentRun) -> Outcomes:
+def evaluate(run: SegmentRun) -> StepAnswer:
     """Have the accepted checkpoint evaluated; answers the key of the record."""
     key = _reached(lambda: closing.evaluate(run, _forget))
     record = run.ledger().find_stage_record(EvaluationRecord, key) if key else None
     if not isinstance(record, EvaluationRecord):
-        return Outcomes(answer=key)
+        return StepAnswer(answer=key)
     found = {"heldout_loss_nats": record.heldout_loss_nats, "bits_per_byte": record.bits_per_byte}
     found |= {f"{score.task}_acc": score.acc for score in record.scores}
-    return Outcomes(answer=key, metadata={name: value for name, value in found.items() if math.isfinite(value)})
+    return StepAnswer(answer=key, metadata={name: value for name, value in found.items() if math.isfinite(value)})
 
 
 def promote(run: SegmentRun) -> str:
