@@ -68,7 +68,7 @@ def test_missing_file_is_refused_with_a_way_to_get_one(campaign: Campaign) -> No
         ("recipe", "tiny_mouse", "expected one of tiny_moe"),
         ("schedule", "cron:every morning", "every morning"),
         ("faults", ["kill:rank=9,step=1"], "there is no rank 9; ranks are 0 to 1"),
-        ("root", "s3://bucket/run", "s3 roots are not supported yet; give a local folder"),
+        ("root", "gs://bucket/run", "gs roots are not supported; give a local folder or s3://BUCKET/PREFIX"),
     ],
 )
 def test_form_that_cannot_be_meant_is_refused(tmp_path: Path, field: str, value: object, expected: str) -> None:

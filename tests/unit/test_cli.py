@@ -242,9 +242,12 @@ def test_an_input_that_cannot_be_meant_is_one_clear_line(
 
 
 def test_a_root_of_another_kind_is_one_clear_line(prunella: Prunella) -> None:
-    prunella("run", "--root", "s3://bucket/run", expect=EXIT_ERROR)
+    prunella("run", "--root", "gs://bucket/run", expect=EXIT_ERROR)
 
-    assert prunella.err == "prunella: --root s3://bucket/run: s3 roots are not supported yet; give a local folder\n"
+    assert (
+        prunella.err
+        == "prunella: --root gs://bucket/run: gs roots are not supported; give a local folder or s3://BUCKET/PREFIX\n"
+    )
 
 
 @pytest.mark.parametrize(
