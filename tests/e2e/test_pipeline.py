@@ -16,6 +16,7 @@ def pipeline(tmp_path: Path) -> Campaign:
     return Campaign(tmp_path / "pipeline", runs_by=("pipeline", "run-local"))
 
 
+@pytest.mark.slow
 def test_pipeline_retries_a_killed_rank_with_the_unbroken_digest(pipeline: Campaign, unbroken: Campaign) -> None:
     done = pipeline.run("--fault", "kill:rank=1,step=5")
 
