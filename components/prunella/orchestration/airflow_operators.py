@@ -253,7 +253,9 @@ class CloseSegment(SegmentStep):
         publish_apart(ledger, is_awaited=not closing.may_continue(ledger, close))
         self.mlflow_url, self.report_url = closing.links(run)
         if close.outcome is Outcome.FAILED and run.is_unattended:
-            alert(context)  # the command says the rest in one line; a red task would print a traceback instead
+            # The command says the rest in one line; a red task would print a traceback instead.
+            if not closing.is_fenced(run):
+                alert(context)
         elif close.outcome is Outcome.FAILED:
             raise AirflowFailException(f"segment {close.segment}: {close.message}")
         return close.outcome.value

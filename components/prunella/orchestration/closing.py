@@ -235,6 +235,14 @@ def is_reopenable(ledger: Ledger, close: SegmentClosed) -> bool:
     return decision is None or decision.action not in (Action.STOP, Action.ASK)
 
 
+def is_fenced(run: SegmentRun) -> bool:
+    """Whether the run ended because another took over. That is no failure of the experiment: nobody needs to be paged."""
+    ledger = run.ledger()
+    attempt = run.last_attempt(ledger)
+    decision = ledger.decision(run.segment, attempt.attempt) if attempt is not None else None
+    return decision is not None and any(incident.diagnosis.cause is Cause.FENCED for incident in decision.incidents)
+
+
 def links(run: SegmentRun) -> tuple[str, str]:
     """Addresses of the run and of the report in MLflow's pages; empty where PRUNELLA_MLFLOW_UI names no server."""
     address, found = os.environ.get("PRUNELLA_MLFLOW_UI"), published(run.ledger())
