@@ -1,5 +1,6 @@
 """A real HTTP server that speaks S3, for a test: moto's, which honours conditional puts but checks no signatures."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ class Bucket:
 @contextmanager
 def moto_bucket(prefix: str = "team/runs") -> Iterator[Bucket]:
     """An empty bucket behind a server of its own."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for every request is of no use
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:

@@ -67,30 +67,38 @@ def measure(root: str, folder: Path, mib: int) -> None:
     def key() -> str:
         return f"benchmark/{uuid.uuid4().hex}"
 
+    def digest(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     def put() -> None:
-        hashlib.sha256(source.read_bytes()).hexdigest()
+        digest(source)
         store.put_new_file(key(), source)
 
     def get() -> None:
         path = store.local_path(ours)
-        hashlib.sha256(path.read_bytes()).hexdigest()
+        digest(path)
         path.unlink()
 
-    ours, theirs = key(), f"{prefix}/{key()}".lstrip("/")
+    def upload(config: TransferConfig | None = None) -> str:
+        name = f"{prefix}/{key()}".lstrip("/")
+        client.upload_file(str(source), bucket, name, Config=config)
+        return name
+
+    ours, theirs = key(), upload()
     store.put_new_file(ours, source)
-    client.upload_file(str(source), bucket, theirs)
-    up = {
-        name: best(lambda c=c: client.upload_file(str(source), bucket, f"{prefix}/{key()}", Config=c))
-        for name, c in CONFIGS.items()
+    up = {name: best(lambda config=config: upload(config)) for name, config in CONFIGS.items()}
+    down = {
+        name: best(lambda config=config: client.download_file(bucket, theirs, str(target), Config=config))
+        for name, config in CONFIGS.items()
     }
-    down = {name: best(lambda c=c: client.download_file(bucket, theirs, str(target), Config=c)) for name, c in CONFIGS.items()}
     print(f"{'':10}{'Prunella':>12}{'boto3':>12}  ratio  boto3's best")
     for way, own, others in (("upload", best(put), up), ("download", best(get), down)):
         name = min(others, key=others.__getitem__)
         print(f"{way:10}{mib / own:8.0f} MiB/s{mib / others[name]:6.0f} MiB/s {others[name] / own:6.2f}  {name}")
 
 
-def best(work: Callable[[], None]) -> float:
+def best(work: Callable[[], object]) -> float:
     """Seconds of the fastest round."""
     seconds = []
     for _ in range(ROUNDS):
