@@ -307,6 +307,15 @@ def test_the_longest_unused_copies_go_first(tmp_path: Path, monkeypatch: pytest.
     assert [copies["a"].exists(), copies["b"].exists()] == [True, False]
 
 
+def test_a_copy_in_use_stays_whatever_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path))
+    cache = ObjectCache("s3://bucket", limit_bytes=250)
+
+    copies = [cache.file(name, lambda path: path.write_bytes(bytes(100)) and None) for name in "abcd"]
+
+    assert all(path.exists() for path in copies)
+
+
 def test_a_copy_that_was_cut_short_does_not_appear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path))
     cache = ObjectCache("s3://bucket", limit_bytes=250)

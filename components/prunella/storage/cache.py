@@ -6,12 +6,16 @@ are not verified here: whoever reads proves the sha256, as everywhere.
 
 import hashlib
 import os
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from prunella.scratch import scratch_base
 
+#: A copy used within this time stays, whatever the limit: somebody may be about to open it. Source: own choice 2026-11, longer
+#: than a checkpoint takes to load.
+_IN_USE_S = 3600.0
 #: Bytes of copies kept. Source: own choice 2026-11, a few checkpoints of a small model; PRUNELLA_CACHE_BYTES sets another.
 _LIMIT_BYTES = 8 * 2**30
 
@@ -49,14 +53,21 @@ class ObjectCache:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        self._shrink(keep=path)
+        self._shrink()
 
-    def _shrink(self, *, keep: Path) -> None:
-        copies = [(found.stat(), found) for found in self._folder.rglob("*") if found.is_file()]
+    def _shrink(self) -> None:
+        copies = [(status, path) for path in self._folder.rglob("*") if (status := _status(path)) is not None]
         size_bytes = sum(status.st_size for status, _ in copies)
         for status, path in sorted(copies, key=lambda copy: copy[0].st_mtime_ns):
-            if size_bytes <= self._limit_bytes:
+            if size_bytes <= self._limit_bytes or time.time() - status.st_mtime < _IN_USE_S:
                 return
-            if path != keep:
-                path.unlink(missing_ok=True)
-                size_bytes -= status.st_size
+            path.unlink(missing_ok=True)
+            size_bytes -= status.st_size
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Of a file that is still there; another process may be shrinking too."""
+    try:
+        return path.stat() if path.is_file() else None
+    except FileNotFoundError:
+        return None
