@@ -279,12 +279,12 @@ def test_an_upload_that_lost_the_race_leaves_no_parts(store: S3Store, tmp_path: 
 def test_an_object_is_fetched_once(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.put_new("a/b", b"content")
     first = store.local_path("a/b")
-    monkeypatch.setattr(store, "_download", lambda key, path: pytest.fail("fetched again"))
+    monkeypatch.setattr(store, "_download", lambda *_: pytest.fail("fetched again"))
 
     assert store.local_path("a/b") == first
 
 
-def test_a_deleted_object_is_forgotten(store: S3Store) -> None:
+def test_an_object_that_was_replaced_is_fetched_again(store: S3Store) -> None:
     store.put_new("a/b", b"old")
     store.local_path("a/b")
 
@@ -297,12 +297,12 @@ def test_a_deleted_object_is_forgotten(store: S3Store) -> None:
 def test_the_longest_unused_copies_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path))
     cache = ObjectCache("s3://bucket", limit_bytes=250)
-    copies = {name: cache.file(name, lambda path: path.write_bytes(bytes(100)) and None) for name in ("a", "b")}
+    copies = {name: cache.file(name, "v1", lambda path: path.write_bytes(bytes(100)) and None) for name in ("a", "b")}
     os.utime(copies["a"], ns=(1, 1))
     os.utime(copies["b"], ns=(2, 2))
 
-    cache.file("a", lambda path: pytest.fail("it is there"))
-    cache.file("c", lambda path: path.write_bytes(bytes(100)) and None)
+    cache.file("a", "v1", lambda path: pytest.fail("it is there"))
+    cache.file("c", "v1", lambda path: path.write_bytes(bytes(100)) and None)
 
     assert [copies["a"].exists(), copies["b"].exists()] == [True, False]
 
@@ -311,7 +311,7 @@ def test_a_copy_in_use_stays_whatever_the_limit(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path))
     cache = ObjectCache("s3://bucket", limit_bytes=250)
 
-    copies = [cache.file(name, lambda path: path.write_bytes(bytes(100)) and None) for name in "abcd"]
+    copies = [cache.file(name, "v1", lambda path: path.write_bytes(bytes(100)) and None) for name in "abcd"]
 
     assert all(path.exists() for path in copies)
 
@@ -325,6 +325,6 @@ def test_a_copy_that_was_cut_short_does_not_appear(tmp_path: Path, monkeypatch: 
         raise StorageUnavailable("cut")
 
     with pytest.raises(StorageUnavailable):
-        cache.file("a", cut)
+        cache.file("a", "v1", cut)
 
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -1,7 +1,7 @@
 """A bounded local copy of a bucket's objects, for what must be a file: token shards, tensors, sources.
 
-Objects never change under their key, so a copy never goes stale; it is only ever dropped, the longest unused first. Copies
-are not verified here: whoever reads proves the sha256, as everywhere.
+A copy belongs to one version of an object, so it never goes stale, also where a bucket was emptied and used again; it is only
+ever dropped, the longest unused first. Copies are not verified here: whoever reads proves the sha256, as everywhere.
 """
 
 import hashlib
@@ -32,18 +32,14 @@ class ObjectCache:
         self._folder = scratch_base() / "objects" / hashlib.sha256(root.encode()).hexdigest()[:12]
         self._limit_bytes = limit_bytes
 
-    def file(self, key: str, fetch: Callable[[Path], None]) -> Path:
-        """The copy of an object; `fetch` writes it to the path it is given, if there is none yet."""
-        path = self._folder / key
+    def file(self, key: str, version: str, fetch: Callable[[Path], None]) -> Path:
+        """The copy of an object as of a version; `fetch` writes it to the path it is given, if there is none yet."""
+        path = self._folder / hashlib.sha256(version.encode()).hexdigest()[:16] / key
         try:
             os.utime(path)  # used now: the last to go
         except FileNotFoundError:
             self._add(path, fetch)
         return path
-
-    def drop(self, key: str) -> None:
-        """Forget an object that is gone from the bucket. A process that has it open keeps what it has."""
-        (self._folder / key).unlink(missing_ok=True)
 
     def _add(self, path: Path, fetch: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

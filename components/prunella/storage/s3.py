@@ -186,11 +186,12 @@ class S3Store:
         return sorted(names - {""})
 
     def local_path(self, key: str) -> Path:
-        return self._cache.file(check_key(key), lambda path: self._download(key, path))
+        found = self._call(key, "head_object")
+        version = f"{found['ETag']} {found['LastModified']}"
+        return self._cache.file(key, version, lambda path: self._download(key, path, int(found["ContentLength"])))
 
-    def _download(self, key: str, path: Path) -> None:
+    def _download(self, key: str, path: Path, size_bytes: int) -> None:
         """Write the object to `path`, its ranges in parallel."""
-        size_bytes = self.size_bytes(key)
 
         def receive(start: int) -> None:
             end = min(start + _PART_BYTES, size_bytes) - 1
@@ -209,7 +210,6 @@ class S3Store:
 
     def delete(self, key: str) -> None:
         self._call(key, "delete_object")
-        self._cache.drop(key)
 
     def set_aside(self, key: str) -> str:
         target = f"set-aside/{key}.{time.time_ns()}"
