@@ -22,6 +22,7 @@ def test_pipeline_retries_a_killed_rank_with_the_unbroken_digest(pipeline: Campa
 
     summary = assert_complete(done, pipeline)
     assert causes(summary) == [("process_crash", "retry_same_nodes")]
+    assert done.stderr.splitlines()[-1] == "prunella: complete"
     assert pipeline.digest() == unbroken.digest()
 
 
@@ -54,5 +55,7 @@ def test_a_stage_that_breaks_fails_the_pipeline_with_its_own_message(pipeline: C
     done = pipeline.run("--set", f'data.inputs=["{corpus}"]', "--set", "data.on_bad_input=error")
 
     assert done.returncode == 1
-    assert "expected at least 2 documents with text" in done.stderr.splitlines()[-1]
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("prunella: segment 0 failed: no data set: ")
+    assert "expected at least 2 documents with text" in line
     assert causes(pipeline.summary()) == [("config_error", "stop")]

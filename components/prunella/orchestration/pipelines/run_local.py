@@ -4,6 +4,7 @@ The ledger says what was done, not the runner: a pipeline that the runner calls 
 after a kill -9 goes on. What the runner keeps of artifacts is thrown away; what matters of them is in the ledger.
 """
 
+import builtins
 import contextlib
 import os
 import sys
@@ -30,7 +31,7 @@ def local_pipeline_engine() -> Iterator[RunSegment]:
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=artifacts, raise_on_error=False)
 
         def run_segment(ledger: Ledger, run_id: str) -> None:
-            with contextlib.redirect_stdout(sys.stderr):
+            with contextlib.redirect_stdout(sys.stderr), _print_as_it_was():
                 # Whether several may write was settled when the experiment was opened, a moment ago, by this command.
                 pipeline(root=ledger.store.root, experiment=ledger.name, run_id=run_id, sole_writer=True)
 
@@ -38,6 +39,16 @@ def local_pipeline_engine() -> Iterator[RunSegment]:
             yield run_segment
         finally:
             _end_components()
+
+
+@contextmanager
+def _print_as_it_was() -> Iterator[None]:
+    """Loops of kfp 2.17.0's runner indent what is printed, in threads that put back each other's `print`: it stays indented."""
+    plain = builtins.print
+    try:
+        yield
+    finally:
+        builtins.print = plain
 
 
 def _end_components() -> None:
