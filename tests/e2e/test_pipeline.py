@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from e2e.campaign import Campaign, assert_complete, causes
-from e2e.test_interruption import FIRST_CANDIDATE, wait_for
+from e2e.test_interruption import FIRST_CANDIDATE, processes_of, wait_for, wait_for_ranks
 
 
 @pytest.fixture
@@ -31,6 +31,25 @@ def test_pipeline_replaces_a_bad_node_with_the_unbroken_digest(pipeline: Campaig
     done = pipeline.run("--fault", "bad-node:node=node-1,segment=1")
 
     assert causes(assert_complete(done, pipeline)) == [("node_unhealthy", "replace_node")]
+    assert pipeline.digest() == unbroken.digest()
+
+
+@pytest.mark.slow
+def test_interrupted_pipeline_saves_leaves_nothing_running_and_goes_on(pipeline: Campaign, unbroken: Campaign) -> None:
+    command = pipeline.start("--set", "checkpoint.interval_steps=5")
+    wait_for(pipeline.root / "experiments/experiment/segments/0000/attempts/00/requests/training_segment.json", command)
+    wait_for_ranks(pipeline, command)
+    command.send_signal(signal.SIGTERM)
+    code = command.wait(120.0)
+    log = (pipeline.folder / "run.log").read_text()
+
+    assert code == 1
+    assert log.splitlines()[-1].startswith("prunella: interrupted; not complete: the same command goes on")
+    assert processes_of(pipeline) == []
+
+    done = pipeline.run("--set", "checkpoint.interval_steps=5")
+
+    assert done.returncode == 0, done.stderr[-4000:]
     assert pipeline.digest() == unbroken.digest()
 
 

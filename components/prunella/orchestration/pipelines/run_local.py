@@ -21,6 +21,9 @@ from prunella.orchestration.pipelines.form import Form
 from prunella.orchestration.pipelines.pretrain_segment import pretrain_segment
 from prunella.orchestration.run import RunSegment
 
+#: What a component may take to see its stage off. Source: `launch.local.stop` gives a stage 30 s, 2026-11.
+_GRACE_S = 40.0
+
 
 @contextmanager
 def local_pipeline_engine() -> Iterator[RunSegment]:
@@ -52,8 +55,16 @@ def _print_as_it_was() -> Iterator[None]:
 
 
 def _end_components() -> None:
-    """SIGTERM the components that an interrupt left behind. Stages, in sessions of their own, go on and are found again."""
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
-            if os.getsid(process.pid) == os.getsid(0):
-                process.terminate()
+    """SIGTERM the components that an interrupt left behind, and wait: each asks its stage to save, and ends with it."""
+    found = [process for process in psutil.Process().children(recursive=True) if _is_component(process)]
+    for process in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    psutil.wait_procs(found, timeout=_GRACE_S)
+
+
+def _is_component(process: psutil.Process) -> bool:
+    """Stages run in sessions of their own."""
+    with contextlib.suppress(ProcessLookupError):
+        return os.getsid(process.pid) == os.getsid(0)
+    return False

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from prunella.errors import ConfigError, PrunellaError
 from prunella.ledger import Ledger
-from prunella.orchestration import closing, judging, opening, stages
+from prunella.orchestration import closing, judging, leaving, opening, stages
 from prunella.orchestration.claim import SegmentRun, claim, find_claim, read_claim
 from prunella.orchestration.graph import branch_of
 from prunella.orchestration.publishing import publish_apart, report_path
@@ -55,11 +55,12 @@ class StepAnswer:
 
 
 def run_of(root: str, experiment: str, run_id: str) -> SegmentRun:
-    """The segment that a pipeline run took up.
+    """The segment that a pipeline run took up. From here on SIGTERM is an interrupt: the stage under way saves and ends.
 
     Raises:
         ConfigError: it took up none; `prepare_data` says why.
     """
+    leaving.listen()
     run = find_claim(root, experiment, run_id, is_unattended=True)
     if run is None:
         raise ConfigError(f"pipeline run {run_id} opened no segment of {experiment!r}; the log of prepare_data says why")
@@ -73,6 +74,7 @@ def prepare_data(submission: Submission, run_id: str) -> StepAnswer:
         ConfigError: the submission cannot be meant, or the experiment is complete.
         StepFailed: there is no data set to train on.
     """
+    leaving.listen()
     ledger = open_experiment(submission)
     key = claim(ledger, run_id)
     opening.prepare_data(read_claim(submission.root, key, is_unattended=True))
