@@ -47,9 +47,9 @@ def ledger_of(root: str, experiment: str | None) -> "Ledger":
 
 def store_of(root: str) -> "Store":
     """The object store at a root."""
-    from prunella.storage import open_store
+    from prunella.storage import open_patiently
 
-    return open_store(absolute(root))
+    return open_patiently(absolute(root))
 
 
 def submission(

@@ -44,7 +44,7 @@ from prunella.records import (
     stage_record_from_bytes,
     to_bytes,
 )
-from prunella.storage import RetryingStore, Store, open_store
+from prunella.storage import RetryingStore, Store, open_patiently, open_store
 
 R = TypeVar("R", bound=Record)
 S = TypeVar("S", bound=StageRecord)
@@ -169,7 +169,7 @@ class Ledger:
         if not specs:
             return None
         faults = tuple(fault_module.parse(spec) for spec in specs)
-        return fault_module.FaultSwitch(open_store(self.store.root), self.name, faults, segment=segment, attempt=attempt)
+        return fault_module.FaultSwitch(open_patiently(self.store.root), self.name, faults, segment=segment, attempt=attempt)
 
     # -------------------------------------------------------------------------------- segments and attempts
 

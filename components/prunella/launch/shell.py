@@ -36,7 +36,7 @@ from prunella.records import (
     ValidateRequest,
     Verdict,
 )
-from prunella.storage import RetryingStore, open_store
+from prunella.storage import open_patiently
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def _load(stage: Stage, root: str, key: str) -> tuple[Ledger, Any, Config]:
     module_request = STAGES[stage][1]
     name = _experiment_of(key)
     if name is None:
-        fleet = Ledger(RetryingStore(open_store(root), Config().storage), "fleet")
+        fleet = Ledger(open_patiently(root), "fleet")
         request = fleet.find(module_request, key)
         return fleet, _proven(request, key, Config(), config_digest=None), Config()
     ledger = open_ledger(root, name)

@@ -15,7 +15,7 @@ from prunella.orchestration.closing import may_continue
 from prunella.orchestration.graph import ASK_TIMEOUT_S
 from prunella.records import RECORD_OF, Action, AttemptOpened, SegmentOpened, Stage
 from prunella.scratch import attempt_scratch, run_scratch
-from prunella.storage import open_store
+from prunella.storage import open_patiently
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _RUNG_STAGES = (Stage.GATE_FABRIC, Stage.TRAINING_SEGMENT, Stage.CHECKPOINT_VALI
 def due_runs(root: str, *, now_ns: int | None = None) -> list[dict[str, Any]]:
     """Arguments of one trigger for each experiment that is due: run id and configuration."""
     at_ns = time.time_ns() if now_ns is None else now_ns
-    store = open_store(root)
+    store = open_patiently(root)
     return [trigger for name in list_experiments(store) if (trigger := _if_due(root, name, at_ns)) is not None]
 
 

@@ -20,7 +20,7 @@ from prunella.ledger import Ledger, check_name, list_experiments, open_ledger
 from prunella.orchestration.advance import next_cron_ns
 from prunella.recipes import recipe as recipe_named
 from prunella.records import ExperimentRecord, NodeRef
-from prunella.storage import create_root, open_store
+from prunella.storage import create_root, open_patiently
 from prunella.training_segment.split import split_batch
 
 _RECORDED_PACKAGES = ("prunella", "torch", "safetensors", "tokenizers", "numpy", "apache-airflow", "mlflow")
@@ -87,7 +87,7 @@ def open_experiment(submission: Submission) -> Ledger:
     """
     if "://" in submission.root:
         create_root(submission.root, is_sole_writer=submission.is_sole_writer)
-    known = list_experiments(open_store(submission.root))
+    known = list_experiments(open_patiently(submission.root))
     name = submission.experiment or _only_name(submission.root, known) or "experiment"
     if name in known:
         ledger = open_ledger(submission.root, name)
@@ -111,7 +111,7 @@ def find_experiment(root: str, name: str | None) -> Ledger:
     """
     if "://" not in root and not Path(root).is_dir():
         raise ConfigError(f"--root {root}: no such folder; start an experiment with `prunella run --root {root}`")
-    names = list_experiments(open_store(root))
+    names = list_experiments(open_patiently(root))
     if not names:
         raise ConfigError(f"--root {root}: no experiment here; start one with `prunella run --root {root}`")
     if name is not None and name not in names:
@@ -130,7 +130,7 @@ def _opening(name: str, submission: Submission, config: Config) -> ExperimentRec
     roster = load_fleet(config.fleet, nodes=config.nodes)
     fleet = tuple(NodeRef(name=node.name, devices=node.devices) for node in roster)
     split_batch(config.batch, sum(node.devices for node in candidates_for_gate(roster, {})[: config.nodes]))
-    check_inputs(config.data, open_store(submission.root))
+    check_inputs(config.data, open_patiently(submission.root))
     if config.schedule.startswith("cron:"):
         next_cron_ns(config.schedule.removeprefix("cron:"), time.time_ns())
     specs = tuple(submission.faults)

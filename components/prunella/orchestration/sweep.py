@@ -13,7 +13,7 @@ from prunella.ledger import Ledger
 from prunella.orchestration.ask_stage import Asking, ask
 from prunella.records import FailedRecord, GateNodeRecord, GateNodeRequest
 from prunella.scratch import attempt_scratch
-from prunella.storage import RetryingStore, open_store
+from prunella.storage import open_patiently
 
 
 def open_sweep(root: str, fleet_file: str | None, run_id: str) -> list[str]:
@@ -51,4 +51,4 @@ def gate_swept_node(root: str, key: str) -> str:
 
 
 def _fleet_ledger(root: str) -> Ledger:
-    return Ledger(RetryingStore(open_store(root), Config().storage), "fleet")
+    return Ledger(open_patiently(root), "fleet")

@@ -7,7 +7,9 @@ bound, and remembers when it had to.
 
 from pathlib import Path
 
+from prunella.config import StorageConfig
 from prunella.errors import ConfigError
+from prunella.storage.arbitration import arbitrates, try_out
 from prunella.storage.folder import FolderStore
 from prunella.storage.retrying import RetryingStore, Wait, WrappedStore
 from prunella.storage.s3 import SCHEME, S3Store
@@ -23,8 +25,13 @@ __all__ = [
     "WrappedStore",
     "check_key",
     "create_root",
+    "open_patiently",
     "open_store",
 ]
+
+
+#: Patience where an experiment is opened: somebody sits at the terminal. Source: own choice 2026-11.
+_OPENING = StorageConfig(retry_s=15.0)
 
 
 def open_store(root: str) -> Store:
@@ -39,6 +46,11 @@ def open_store(root: str) -> Store:
     if scheme != SCHEME:
         raise ConfigError(f"--root {root}: {scheme} roots are not supported; give a local folder or s3://BUCKET/PREFIX")
     return S3Store(root)
+
+
+def open_patiently(root: str, settings: StorageConfig | None = None) -> RetryingStore:
+    """The store behind a `--root`, behind retries. Raises as `open_store`."""
+    return RetryingStore(open_store(root), settings or StorageConfig())
 
 
 def create_root(root: str, *, is_sole_writer: bool = False) -> None:
@@ -64,9 +76,10 @@ def create_root(root: str, *, is_sole_writer: bool = False) -> None:
 
 
 def _check_bucket(store: S3Store, *, is_sole_writer: bool) -> None:
+    patient = RetryingStore(store, _OPENING)
     if is_sole_writer:
-        store.try_out()
-    elif not store.honours_conditional_puts():
+        try_out(patient)
+    elif not arbitrates(patient):
         raise ConfigError(
             f"--root {store.root}: of several writers racing for one key more than one succeeded; this server does not honour "
             "If-None-Match, so nothing would fence two commands off each other; if this is the only one, pass --sole-writer"

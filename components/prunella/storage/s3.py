@@ -3,8 +3,7 @@
 Credentials, region, endpoint and time-outs are the SDK's own settings (environment, profile, instance role), so that what
 works with the AWS command line works here; none of them is ever logged or recorded. Retrying is the business of
 `RetryingStore`: the SDK's own is off. Big files go up in parts; a put that is tried again sends only the parts that are
-missing. Whether the bucket honours `If-None-Match` is found out by `honours_conditional_puts`, once, where an experiment is
-opened.
+missing. Whether the bucket honours `If-None-Match` is found out where an experiment is opened (`arbitration.py`).
 """
 
 import contextlib
@@ -12,7 +11,6 @@ import logging
 import os
 import re
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -35,8 +33,6 @@ _PART_BYTES = 8 * 2**20
 _MAX_PARTS = 10_000
 #: Parts under way at once. Source: boto3's TransferConfig.max_concurrency, 2026-11.
 _CONCURRENCY = 10
-#: Races that find out whether conditional puts are honoured. Source: own choice 2026-11; radosgw 16.2 loses the first.
-_RACES = 3
 #: Seconds until a connection, or a silent one, counts as lost. Source: own choice 2026-11; healthy answers take milliseconds.
 _CONNECT_TIMEOUT_S = 5
 _READ_TIMEOUT_S = 30
@@ -218,43 +214,6 @@ class S3Store:
             self._client.copy(source, self._bucket, self._key(target))
         self.delete(key)
         return target
-
-    # -------------------------------------------------------------------------------- the bucket
-
-    def try_out(self) -> None:
-        """Write an object and remove it.
-
-        Raises:
-            ConfigError: the bucket is not there, or these credentials may not write to it.
-            StorageUnavailable: it does not answer.
-        """
-        key = f"probes/{uuid.uuid4().hex}"
-        self.put_new(key, b"probe")
-        self.delete(key)
-
-    def honours_conditional_puts(self) -> bool:
-        """Whether of several writers racing for one key exactly one wins. Leaves nothing behind. Raises as `try_out`."""
-        return all(self._race() == 1 for _ in range(_RACES))
-
-    def _race(self) -> int:
-        """How many of several writers won one key."""
-        key = f"probes/{uuid.uuid4().hex}"
-        try:
-            with ThreadPoolExecutor(_CONCURRENCY) as pool:
-                return sum(pool.map(lambda number: self._wins(key, number), range(_CONCURRENCY)))
-        finally:
-            self.delete(key)
-
-    def _wins(self, key: str, number: int) -> bool:
-        try:
-            self.put_new(key, str(number).encode())
-        except KeyExists:
-            return False
-        except StorageUnavailable as error:
-            if "ConditionalRequestConflict" in str(error):
-                return False  # S3's way to say that another writer is at it
-            raise
-        return True
 
     # -------------------------------------------------------------------------------- shared
 
