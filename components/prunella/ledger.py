@@ -310,13 +310,15 @@ def list_experiments(store: Store) -> list[str]:
 
 
 def open_ledger(root: str, experiment: str, *, settings: StorageConfig | None = None) -> Ledger:
-    """The ledger of an experiment, behind retries, and behind its simulated outages where those were asked for."""
-    plain = open_store(root)
-    ledger = Ledger(RetryingStore(plain, settings or StorageConfig()), experiment)
-    if not ledger.store.exists(ledger.experiment_key):
-        return ledger
-    switch = ledger.fault_switch()
-    if switch is None or not switch.of_kind("storage-down"):
-        return ledger
-    outage = fault_module.OutageStore(plain, switch)
-    return Ledger(RetryingStore(outage, settings or StorageConfig()), experiment)
+    """The ledger of an experiment, behind retries, and behind its simulated outages where those were asked for.
+
+    Args:
+        settings: patience of the ledger's calls. Opening it is patient in any case.
+    """
+    store: Store = open_store(root)
+    patient = Ledger(RetryingStore(store, StorageConfig()), experiment)
+    if patient.store.exists(patient.experiment_key):
+        switch = patient.fault_switch()
+        if switch is not None and switch.of_kind("storage-down"):
+            store = fault_module.OutageStore(store, switch)
+    return Ledger(RetryingStore(store, settings or StorageConfig()), experiment)

@@ -7,6 +7,7 @@ import pytest
 
 from buckets import Bucket, moto_bucket
 from e2e.campaign import Campaign, assert_complete, causes
+from fault_proxy import fault_proxy
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,22 @@ def test_pipeline_in_a_bucket_ends_with_the_digest_of_the_folder(bucket: Bucket,
 
     assert_complete(done, campaign)
     assert campaign.digest() == unbroken.digest()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_experiment_behind_a_network_that_cuts_refuses_and_lies_ends_with_the_digest_of_the_folder(
+    bucket: Bucket, tmp_path: Path, unbroken: Campaign
+) -> None:
+    with fault_proxy(bucket.environment["AWS_ENDPOINT_URL_S3"], seed=5) as (address, schedule):
+        behind = {**bucket.environment, "AWS_ENDPOINT_URL_S3": address}
+        campaign = Campaign(tmp_path / "campaign", environment=behind, bucket=f"{bucket.root}/{tmp_path.name}")
+        done = campaign.run(timeout_s=1000.0)
+        schedule.is_off = True
+
+        assert len(schedule.faults) > 100, "the schedule did little"
+        assert_complete(done, campaign)
+        assert campaign.digest() == unbroken.digest()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from prunella import codec, config
 from prunella.config import Config, StorageConfig
-from prunella.errors import Cause, ConfigError, DigestMismatch, Fenced, KeyExists, KeyMissing
+from prunella.errors import Cause, ConfigError, DigestMismatch, Fenced, KeyExists, KeyMissing, StorageUnavailable
 from prunella.faults import OutageStore
 from prunella.ledger import Ledger, check_name, list_experiments, open_ledger
 from prunella.records import (
@@ -293,4 +293,21 @@ def test_a_requested_outage_stands_between_the_ledger_and_the_store(store: Folde
     opened = open_ledger(store.root, "demo")
 
     assert isinstance(opened.store._inner, OutageStore)  # type: ignore[attr-defined]
+    assert opened.config() == Config()
+
+
+def test_opening_is_patient_also_where_the_calls_are_not(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    _open_experiment(store)
+    failures = iter([StorageUnavailable("away"), StorageUnavailable("away")])
+
+    class Flaky(FolderStore):
+        def exists(self, key: str) -> bool:
+            if (failure := next(failures, None)) is not None:
+                raise failure
+            return super().exists(key)
+
+    monkeypatch.setattr("prunella.ledger.open_store", Flaky)
+
+    opened = open_ledger(store.root, "demo", settings=StorageConfig(retry_s=0.0))
+
     assert opened.config() == Config()

@@ -90,8 +90,7 @@ class S3Store:
     # -------------------------------------------------------------------------------- writing
 
     def put_new(self, key: str, data: bytes) -> None:
-        self._call(key, "put_object", Body=data, IfNoneMatch="*")
-        self._prove(key, len(data))
+        self._prove(key, self._call(key, "put_object", Body=data, IfNoneMatch="*"))
 
     def put_new_file(self, key: str, path: Path) -> None:
         size_bytes = path.stat().st_size
@@ -113,13 +112,13 @@ class S3Store:
         try:
             parts = self._send_parts(key, upload, path, size_bytes)
             commit = {"UploadId": upload.upload_id, "MultipartUpload": {"Parts": parts}, "IfNoneMatch": "*"}
-            self._call(key, "complete_multipart_upload", **commit)
+            answer = self._call(key, "complete_multipart_upload", **commit)
         except PrunellaError as error:
             if isinstance(error, _UploadLost) or not isinstance(error, StorageUnavailable):
                 self._abort(key, upload)
             raise
         del self._uploads[key]
-        self._prove(key, size_bytes)
+        self._prove(key, answer)
 
     def _send_parts(self, key: str, upload: _Upload, path: Path, size_bytes: int) -> list[dict[str, Any]]:
         part_bytes = max(_PART_BYTES, -(-size_bytes // _MAX_PARTS))
@@ -140,14 +139,14 @@ class S3Store:
         with contextlib.suppress(PrunellaError):  # the bucket's own rule for unfinished uploads clears it
             self._call(key, "abort_multipart_upload", UploadId=upload.upload_id)
 
-    def _prove(self, key: str, size_bytes: int) -> None:
-        """Look whether a write that was answered with success is there: proxies have said so and kept nothing."""
+    def _prove(self, key: str, answer: dict[str, Any]) -> None:
+        """Look whether what is there now is what the server said it took: proxies have said so and kept nothing."""
         try:
-            found = self.size_bytes(key)
+            found = self._call(key, "head_object").get("ETag")
         except KeyMissing as error:
             raise StorageUnavailable(f"{self._root}: object {key!r} was accepted and is not there") from error
-        if found != size_bytes:
-            raise StorageUnavailable(f"{self._root}: object {key!r} was accepted with {size_bytes} bytes and has {found}")
+        if found != answer.get("ETag"):
+            raise StorageUnavailable(f"{self._root}: object {key!r} was accepted, and another is there")
 
     # -------------------------------------------------------------------------------- reading
 
