@@ -23,46 +23,15 @@ def in_bucket(bucket: Bucket, tmp_path: Path) -> Campaign:
 
 
 @pytest.mark.slow
-def test_experiment_in_a_bucket_heals_a_killed_rank_with_the_digest_of_the_folder(
+def test_experiment_in_a_bucket_heals_faults_of_the_store_with_the_digest_of_the_folder(
     in_bucket: Campaign, unbroken: Campaign
 ) -> None:
-    done = in_bucket.run("--fault", "kill:rank=1,step=5")
+    done = in_bucket.run("--fault", "truncate-shard:shard=0", "--fault", "corrupt-checkpoint:step=6")
 
-    assert causes(assert_complete(done, in_bucket)) == [("process_crash", "retry_same_nodes")]
+    found = causes(assert_complete(done, in_bucket))
+    assert found == [("data_corrupt", "retry_same_nodes"), ("checkpoint_invalid", "roll_back")]
     assert in_bucket.digest() == unbroken.digest()
     assert list((in_bucket.folder / "published").rglob("report.html"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("fault", "expected"),
-    [
-        ("corrupt-checkpoint:step=6", ("checkpoint_invalid", "roll_back")),
-        ("truncate-shard:shard=0", ("data_corrupt", "retry_same_nodes")),
-    ],
-)
-def test_experiment_in_a_bucket_heals_a_fault_with_the_digest_of_the_folder(
-    in_bucket: Campaign, unbroken: Campaign, fault: str, expected: tuple[str, str]
-) -> None:
-    done = in_bucket.run("--fault", fault)
-
-    assert causes(assert_complete(done, in_bucket)) == [expected]
-    assert in_bucket.digest() == unbroken.digest()
-
-
-@pytest.mark.slow
-def test_pipeline_in_a_bucket_ends_with_the_digest_of_the_folder(bucket: Bucket, tmp_path: Path, unbroken: Campaign) -> None:
-    campaign = Campaign(
-        tmp_path / "campaign",
-        environment=bucket.environment,
-        runs_by=("pipeline", "run-local"),
-        bucket=f"{bucket.root}/{tmp_path.name}",
-    )
-
-    done = campaign.run()
-
-    assert_complete(done, campaign)
-    assert campaign.digest() == unbroken.digest()
 
 
 @pytest.mark.slow
@@ -73,11 +42,11 @@ def test_experiment_behind_a_network_that_cuts_refuses_and_lies_ends_with_the_di
     with fault_proxy(bucket.environment["AWS_ENDPOINT_URL_S3"], seed=5) as (address, schedule):
         behind = {**bucket.environment, "AWS_ENDPOINT_URL_S3": address}
         campaign = Campaign(tmp_path / "campaign", environment=behind, bucket=f"{bucket.root}/{tmp_path.name}")
-        done = campaign.run(timeout_s=1000.0)
+        done = campaign.run("--fault", "kill:rank=1,step=5", "--set", "storage.first_delay_s=0.02", timeout_s=1000.0)
         schedule.is_off = True
 
         assert len(schedule.faults) > 100, "the schedule did little"
-        assert_complete(done, campaign)
+        assert "process_crash" in [cause for cause, _ in causes(assert_complete(done, campaign))]
         assert campaign.digest() == unbroken.digest()
 
 

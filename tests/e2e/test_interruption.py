@@ -31,7 +31,9 @@ def test_command_killed_in_training_goes_on_with_the_unbroken_digest(campaign: C
 
 @pytest.mark.slow
 def test_a_root_that_was_deleted_is_used_again_as_if_it_were_new(campaign: Campaign, unbroken: Campaign) -> None:
-    campaign.start("--fault", "kill:rank=1,step=5").wait()
+    command = campaign.start()
+    wait_for(campaign.root / FIRST_CANDIDATE, command)
+    kill_everything(campaign, command)
     shutil.rmtree(campaign.root)
 
     done = campaign.run()

@@ -1,13 +1,12 @@
 """The graph under Kubeflow's local runner: the same faults, the same healing, the same digest."""
 
-import os
 import signal
 from pathlib import Path
 
 import pytest
 
 from e2e.campaign import Campaign, assert_complete, causes
-from e2e.test_interruption import FIRST_CANDIDATE, processes_of, wait_for, wait_for_ranks
+from e2e.test_interruption import processes_of, wait_for, wait_for_ranks
 
 
 @pytest.fixture
@@ -17,25 +16,19 @@ def pipeline(tmp_path: Path) -> Campaign:
 
 
 @pytest.mark.slow
-def test_pipeline_retries_a_killed_rank_with_the_unbroken_digest(pipeline: Campaign, unbroken: Campaign) -> None:
-    done = pipeline.run("--fault", "kill:rank=1,step=5")
+def test_pipeline_heals_a_killed_rank_and_a_bad_node_with_the_unbroken_digest(pipeline: Campaign, unbroken: Campaign) -> None:
+    done = pipeline.run("--fault", "kill:rank=1,step=5", "--fault", "bad-node:node=node-1,segment=1")
 
     summary = assert_complete(done, pipeline)
-    assert causes(summary) == [("process_crash", "retry_same_nodes")]
+    assert causes(summary) == [("process_crash", "retry_same_nodes"), ("node_unhealthy", "replace_node")]
     assert done.stderr.splitlines()[-1] == "prunella: complete"
     assert pipeline.digest() == unbroken.digest()
 
 
 @pytest.mark.slow
-def test_pipeline_replaces_a_bad_node_with_the_unbroken_digest(pipeline: Campaign, unbroken: Campaign) -> None:
-    done = pipeline.run("--fault", "bad-node:node=node-1,segment=1")
-
-    assert causes(assert_complete(done, pipeline)) == [("node_unhealthy", "replace_node")]
-    assert pipeline.digest() == unbroken.digest()
-
-
-@pytest.mark.slow
-def test_interrupted_pipeline_saves_leaves_nothing_running_and_goes_on(pipeline: Campaign, unbroken: Campaign) -> None:
+def test_interrupted_pipeline_saves_leaves_nothing_running_and_is_finished_by_the_dag(
+    pipeline: Campaign, unbroken: Campaign
+) -> None:
     command = pipeline.start("--set", "checkpoint.interval_steps=5")
     wait_for(pipeline.root / "experiments/experiment/segments/0000/attempts/00/requests/training_segment.json", command)
     wait_for_ranks(pipeline, command)
@@ -47,24 +40,10 @@ def test_interrupted_pipeline_saves_leaves_nothing_running_and_goes_on(pipeline:
     assert log.splitlines()[-1].startswith("prunella: interrupted; not complete: the same command goes on")
     assert processes_of(pipeline) == []
 
-    done = pipeline.run("--set", "checkpoint.interval_steps=5")
+    done = Campaign(pipeline.folder).run("--set", "checkpoint.interval_steps=5")
 
     assert done.returncode == 0, done.stderr[-4000:]
     assert pipeline.digest() == unbroken.digest()
-
-
-@pytest.mark.slow
-def test_an_experiment_begun_by_one_engine_is_finished_by_the_other(pipeline: Campaign, unbroken: Campaign) -> None:
-    command = pipeline.start()
-    wait_for(pipeline.root / FIRST_CANDIDATE, command)
-    os.killpg(command.pid, signal.SIGKILL)
-    command.wait()
-    by_the_dag = Campaign(pipeline.folder)
-
-    done = by_the_dag.run()
-
-    assert_complete(done, by_the_dag)
-    assert by_the_dag.digest() == unbroken.digest()
 
 
 def test_a_stage_that_breaks_fails_the_pipeline_with_its_own_message(pipeline: Campaign, tmp_path: Path) -> None:
