@@ -244,7 +244,8 @@ def opened_by_somebody_else(uri: str) -> str:
     """A run that another system opened for us, in an MLflow experiment of its own."""
     client = mlflow.MlflowClient(uri)
     found = client.get_experiment_by_name("theirs")
-    experiment_id = client.create_experiment("theirs") if found is None else found.experiment_id
+    beside = f"{uri.removeprefix('sqlite:///').rpartition('/')[0]}/theirs"  # MLflow's default is the current folder
+    experiment_id = client.create_experiment("theirs", beside) if found is None else found.experiment_id
     return str(client.create_run(experiment_id, run_name="theirs").info.run_id)
 
 
