@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from buckets import Bucket, moto_bucket, set_in_environment
 from prunella.config import StorageConfig
 from prunella.errors import ConfigError, KeyExists, KeyMissing, PrunellaError, StorageFull, StorageUnavailable
-from prunella.storage import RetryingStore, S3Store, create_root, open_store
+from prunella.storage import RetryingStore, S3Store, create_root, open_store, s3
 from prunella.storage.cache import ObjectCache
 
 MIB = 2**20
@@ -239,6 +240,21 @@ def test_a_put_that_was_cut_sends_only_the_missing_parts_again(
 
     assert sorted(sent) == [1, 2, 3, 3, 4, 5]
     assert store.get("a/big") == path.read_bytes()
+
+
+def test_of_many_parts_the_first_failure_is_raised_and_the_rest_not_begun() -> None:
+    begun: list[int] = []
+
+    def send(number: int) -> None:
+        begun.append(number)
+        if number == 0:
+            raise StorageUnavailable("cut")
+        time.sleep(0.02)
+
+    with pytest.raises(StorageUnavailable, match="cut"):
+        s3._in_parallel(send, list(range(500)))
+
+    assert len(begun) < 500
 
 
 def test_a_put_whose_commit_was_answered_too_late_finds_its_own_object(
