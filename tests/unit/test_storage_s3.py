@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from buckets import Bucket, moto_bucket, set_in_environment
 from prunella.config import StorageConfig
 from prunella.errors import ConfigError, KeyExists, KeyMissing, PrunellaError, StorageFull, StorageUnavailable
-from prunella.storage import RetryingStore, S3Store, create_root, open_store, s3
+from prunella.storage import RetryingStore, S3Store, open_store, prove_root, s3
 from prunella.storage.cache import ObjectCache
 
 MIB = 2**20
@@ -125,7 +125,7 @@ def test_a_key_that_could_be_mangled_is_refused(store: S3Store, key: str) -> Non
 
 
 def test_a_bucket_that_arbitrates_may_hold_a_ledger_and_is_left_clean(store: S3Store) -> None:
-    create_root(store.root)
+    prove_root(store.root)
 
     assert store.list("probes") == []
 
@@ -137,8 +137,8 @@ def test_a_bucket_that_lets_every_writer_win_needs_a_word(store: S3Store, monkey
     monkeypatch.setattr(S3Store, "put_new", put_always)
 
     with pytest.raises(ConfigError, match=r"does not honour If-None-Match.*--sole-writer"):
-        create_root(store.root)
-    create_root(store.root, is_sole_writer=True)
+        prove_root(store.root)
+    prove_root(store.root, is_sole_writer=True)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_credentials_in_a_root_are_refused_and_not_shown() -> None:
 
 def test_a_bucket_that_is_not_there_is_one_clear_error(bucket: Bucket) -> None:
     with pytest.raises(ConfigError, match=r"s3://no-such-bucket: there is no such bucket; make it, or correct --root"):
-        create_root("s3://no-such-bucket")
+        prove_root("s3://no-such-bucket")
 
 
 def test_a_server_that_is_not_there_is_out_of_reach(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +210,7 @@ def test_each_refusal_says_what_to_do(
 
 def test_no_credential_is_ever_logged(store: S3Store, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        create_root(store.root)
+        prove_root(store.root)
         with pytest.raises(KeyMissing) as missing:
             store.get("a")
 

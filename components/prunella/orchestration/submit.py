@@ -20,7 +20,7 @@ from prunella.ledger import Ledger, check_name, list_experiments, open_ledger
 from prunella.orchestration.advance import next_cron_ns
 from prunella.recipes import recipe as recipe_named
 from prunella.records import ExperimentRecord, NodeRef
-from prunella.storage import create_root, open_patiently
+from prunella.storage import create_root, open_patiently, prove_root
 from prunella.training_segment.split import split_batch
 
 _RECORDED_PACKAGES = ("prunella", "torch", "safetensors", "tokenizers", "numpy", "apache-airflow", "mlflow")
@@ -85,8 +85,7 @@ def open_experiment(submission: Submission) -> Ledger:
     Raises:
         ConfigError: the configuration is wrong, a fault impossible, or the root holds the experiment with another one.
     """
-    if "://" in submission.root:
-        create_root(submission.root, is_sole_writer=submission.is_sole_writer)
+    prove_root(submission.root, is_sole_writer=submission.is_sole_writer)
     known = list_experiments(open_patiently(submission.root))
     name = submission.experiment or _only_name(submission.root, known) or "experiment"
     if name in known:
@@ -94,7 +93,7 @@ def open_experiment(submission: Submission) -> Ledger:
         _check_same(ledger, submission)
         return ledger
     record = _opening(name, submission, resolve(submission))
-    create_root(submission.root, is_sole_writer=submission.is_sole_writer)
+    create_root(submission.root)
     ledger = open_ledger(submission.root, name)
     try:
         ledger.put(ledger.experiment_key, record)

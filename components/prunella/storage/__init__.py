@@ -27,6 +27,7 @@ __all__ = [
     "create_root",
     "open_patiently",
     "open_store",
+    "prove_root",
 ]
 
 
@@ -53,21 +54,13 @@ def open_patiently(root: str, settings: StorageConfig | None = None) -> Retrying
     return RetryingStore(open_store(root), settings or StorageConfig())
 
 
-def create_root(root: str, *, is_sole_writer: bool = False) -> None:
-    """Make the folder behind a `--root`, if it is a folder and absent, or prove that a bucket can hold a ledger.
-
-    Called where an experiment is opened, nowhere else.
-
-    Args:
-        is_sole_writer: somebody else sees to it that nobody writes beside us: Airflow's unique run ids, or a person's word.
+def create_root(root: str) -> None:
+    """Make the folder behind a `--root`, if it is a folder and absent. Called where an experiment is opened, nowhere else.
 
     Raises:
-        ConfigError: there is a file in its place, or it may not be made; the bucket refuses us, or lets several writers
-            of one key all succeed and nobody else arbitrates.
+        ConfigError: there is a file in its place, or it may not be made.
     """
-    store = open_store(root)
-    if isinstance(store, S3Store):
-        _check_bucket(store, is_sole_writer=is_sole_writer)
+    if "://" in root:
         return
     try:
         Path(root).mkdir(parents=True, exist_ok=True)
@@ -75,7 +68,19 @@ def create_root(root: str, *, is_sole_writer: bool = False) -> None:
         raise ConfigError(f"--root {root}: cannot be made a folder ({error.strerror}); choose another") from error
 
 
-def _check_bucket(store: S3Store, *, is_sole_writer: bool) -> None:
+def prove_root(root: str, *, is_sole_writer: bool = False) -> None:
+    """Prove that a bucket can hold a ledger. A folder needs no proof: its file system arbitrates.
+
+    Args:
+        is_sole_writer: somebody else sees to it that nobody writes beside us: Airflow's unique run ids, or a person's word.
+
+    Raises:
+        ConfigError: the bucket refuses us, or lets several writers of one key all succeed and nobody else arbitrates.
+        StorageUnavailable: it does not answer.
+    """
+    store = open_store(root)
+    if not isinstance(store, S3Store):
+        return
     patient = RetryingStore(store, _OPENING)
     if is_sole_writer:
         try_out(patient)
