@@ -71,27 +71,24 @@ def claim(ledger: Ledger, run_id: str) -> str:
     Raises:
         ConfigError: the experiment is complete.
     """
-    segment = _claimed_segment(ledger, run_id)
-    if segment is None:
-        raise ConfigError(f"experiment {ledger.name!r} is complete; `prunella extend` adds segments")
-    while True:
-        runs = ledger.runs(segment)
-        mine = next((run for run in runs if run.run_id == run_id), None)
-        if mine is not None:
-            return claim_key(ledger, segment, mine.run_index)
+    while (mine := _taken_up(ledger, run_id)) is None:
+        segment = next_segment(ledger)
+        if segment is None:
+            raise ConfigError(f"experiment {ledger.name!r} is complete; `prunella extend` adds segments")
+        run_index = len(ledger.runs(segment))
         try:
-            ledger.open_run(SegmentOpened(segment=segment, run_index=len(runs), run_id=run_id, opened_ns=time.time_ns()))
+            ledger.open_run(SegmentOpened(segment=segment, run_index=run_index, run_id=run_id, opened_ns=time.time_ns()))
         except KeyExists:
             logger.info("claim_raced experiment=%s segment=%s", ledger.name, segment)
+    return claim_key(ledger, mine.segment, mine.run_index)
 
 
-def _claimed_segment(ledger: Ledger, run_id: str) -> int | None:
+def _taken_up(ledger: Ledger, run_id: str) -> SegmentOpened | None:
+    """What a run of this id took up, newest segment first; None when it took up nothing."""
     pending = next_segment(ledger)
     newest = ledger.config().segments - 1 if pending is None else pending
-    for segment in range(newest, -1, -1):
-        if any(run.run_id == run_id for run in ledger.runs(segment)):
-            return segment
-    return pending
+    runs = (run for segment in range(newest, -1, -1) for run in ledger.runs(segment))
+    return next((run for run in runs if run.run_id == run_id), None)
 
 
 def claim_key(ledger: Ledger, segment: int, run_index: int) -> str:
@@ -124,8 +121,7 @@ def find_claim(root: str, experiment: str, run_id: str, *, is_unattended: bool) 
     ledger = open_ledger(root, experiment)
     if not ledger.store.exists(ledger.experiment_key):
         return None
-    for segment in range(ledger.config().segments):
-        mine = next((run for run in ledger.runs(segment) if run.run_id == run_id), None)
-        if mine is not None:
-            return read_claim(root, claim_key(ledger, segment, mine.run_index), is_unattended=is_unattended)
-    return None
+    mine = _taken_up(ledger, run_id)
+    if mine is None:
+        return None
+    return read_claim(root, claim_key(ledger, mine.segment, mine.run_index), is_unattended=is_unattended)
