@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,15 +25,19 @@ from prunella.cli_options import (
     Root,
     Schedule,
     Segments,
-    SoleWriter,
     StepsPerSegment,
     ledger_of,
     out,
     submission,
 )
-from prunella.cli_summary import end_of_run, show_summary
+from prunella.cli_run import run_command
+from prunella.cli_summary import show_summary
 from prunella.errors import ConfigError
 from prunella.records import Stage
+
+if TYPE_CHECKING:
+    from prunella.orchestration.run import RunResult
+    from prunella.orchestration.submit import Submission
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,38 +55,15 @@ app.add_typer(cli_recipe.app, name="recipe")
 # ------------------------------------------------------------------------------------------------ run
 
 
-@app.command()
-def run(
-    root: Root,
-    recipe: Recipe = None,
-    config: ConfigFile = None,
-    experiment: NewExperiment = None,
-    segments: Segments = None,
-    steps_per_segment: StepsPerSegment = None,
-    nodes: Nodes = None,
-    fleet: FleetFile = None,
-    fault: Faults = None,
-    set_: Assignments = None,
-    sole_writer: SoleWriter = False,
-) -> None:
-    """Run an experiment to its end, healing what breaks. Exits 0 only when it is complete."""
+def _run_the_dag(asked: "Submission") -> "RunResult":
     from prunella.orchestration.run import run_experiment
 
-    logs.configure()
-    asked = submission(
-        root=root,
-        experiment=experiment,
-        recipe=recipe,
-        config=config,
-        segments=segments,
-        steps_per_segment=steps_per_segment,
-        nodes=nodes,
-        fleet=fleet,
-        fault=fault,
-        assignments=set_,
-        is_sole_writer=sole_writer,
-    )
-    raise typer.Exit(end_of_run(run_experiment(asked)))
+    return run_experiment(asked)
+
+
+app.command("run")(
+    run_command(_run_the_dag, help_text="Run an experiment to its end, healing what breaks. Exits 0 only when it is complete.")
+)
 
 
 @app.command()

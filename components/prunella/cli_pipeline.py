@@ -1,27 +1,17 @@
 """`prunella pipeline`: the same graph for Kubeflow Pipelines, as files or run on this machine."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prunella import logs
-from prunella.cli_options import (
-    Assignments,
-    ConfigFile,
-    Faults,
-    FleetFile,
-    NewExperiment,
-    Nodes,
-    Recipe,
-    Root,
-    Segments,
-    SoleWriter,
-    StepsPerSegment,
-    out,
-    submission,
-)
-from prunella.cli_summary import end_of_run
+from prunella.cli_options import out
+from prunella.cli_run import run_command
+
+if TYPE_CHECKING:
+    from prunella.orchestration.run import RunResult
+    from prunella.orchestration.submit import Submission
 
 app = typer.Typer(no_args_is_help=True, help="The same graph for Kubeflow Pipelines.")
 
@@ -42,39 +32,19 @@ def compile_(
         out.print(str(path))
 
 
-@app.command("run-local")
-def run_local(
-    root: Root,
-    recipe: Recipe = None,
-    config: ConfigFile = None,
-    experiment: NewExperiment = None,
-    segments: Segments = None,
-    steps_per_segment: StepsPerSegment = None,
-    nodes: Nodes = None,
-    fleet: FleetFile = None,
-    fault: Faults = None,
-    set_: Assignments = None,
-    sole_writer: SoleWriter = False,
-) -> None:
-    """Run an experiment to its end under Kubeflow's local runner. Takes and means what `prunella run` does."""
+def _run_the_pipeline(asked: "Submission") -> "RunResult":
     from prunella.orchestration.pipelines.run_local import local_pipeline_engine
     from prunella.orchestration.run import run_experiment
 
-    logs.configure()
-    asked = submission(
-        root=root,
-        experiment=experiment,
-        recipe=recipe,
-        config=config,
-        segments=segments,
-        steps_per_segment=steps_per_segment,
-        nodes=nodes,
-        fleet=fleet,
-        fault=fault,
-        assignments=set_,
-        is_sole_writer=sole_writer,
+    return run_experiment(asked, local_pipeline_engine)
+
+
+app.command("run-local")(
+    run_command(
+        _run_the_pipeline,
+        help_text="Run an experiment to its end under Kubeflow's local runner. Takes and means what `prunella run` does.",
     )
-    raise typer.Exit(end_of_run(run_experiment(asked, local_pipeline_engine)))
+)
 
 
 @app.command(hidden=True)
