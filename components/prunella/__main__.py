@@ -2,6 +2,7 @@
 
 import sys
 
+from prunella import logs
 from prunella.errors import PrunellaError
 
 EXIT_ERROR = 2
@@ -9,6 +10,7 @@ EXIT_ERROR = 2
 
 def main() -> None:
     """Run the command line."""
+    logs.print_where_told()
     from prunella.cli import app
 
     try:

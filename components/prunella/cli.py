@@ -99,13 +99,14 @@ def demo(folder: Annotated[Path, typer.Option("--dir", help="Folder to work in; 
 @app.command()
 def up(folder: Annotated[Path, typer.Option("--dir", help="Folder to work in; kept.")] = Path("var/up")) -> None:
     """Keep Airflow and MLflow up on this machine until Ctrl-C; prints addresses and credentials."""
+    from prunella.launch.engine import container_engine
     from prunella.orchestration import live
 
     logs.configure()
     _end_like_ctrl_c_on_sigterm()
     settings = live.settings_for(folder.absolute(), with_mlflow=True)
     live.scratch_environment(settings)
-    with live.start(settings):
+    with container_engine(), live.start(settings):
         out.print(live.describe(settings))
         live.AirflowApi(settings.airflow_url, live.USER, live.password(settings)).wait_until_ready("pretrain_segment")
         out.print("ready; Ctrl-C stops it")

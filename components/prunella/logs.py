@@ -6,11 +6,13 @@ Lines of stages, which are formatted already, are relayed by the logger `prunell
 """
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping
 from typing import TextIO
 
+PRINT_INTO_VARIABLE = "PRUNELLA_PRINT_INTO"
 _FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s%(bound)s"
 
 
@@ -28,6 +30,19 @@ def configure(*, stream: TextIO | None = None, level: int = logging.INFO, bound:
     stage = logging.getLogger("prunella.stage")
     stage.handlers[:] = [relayed]
     stage.propagate = False
+
+
+def print_where_told() -> None:
+    """Append what this process prints from now on to the file that PRUNELLA_PRINT_INTO names, if it names one.
+
+    Whoever starts a container cannot hand it an open file, as one does with a process.
+    """
+    log = os.environ.pop(PRINT_INTO_VARIABLE, None)
+    if log is not None:
+        opened = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.dup2(opened, 1)
+        os.dup2(opened, 2)
+        os.close(opened)
 
 
 def bound_by(key: str) -> dict[str, object]:

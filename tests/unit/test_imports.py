@@ -41,6 +41,7 @@ DOORS: dict[str, set[str]] = {
     "airflow": {"orchestration"},
     "kfp": {"orchestration"},
     "lm_eval": {"evaluation"},
+    "docker": {"launch"},
 }
 
 #: Never imported while a DAG file is parsed, neither by it nor by what it imports: each costs seconds (ECOSYSTEM 1).

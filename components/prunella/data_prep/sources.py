@@ -19,6 +19,8 @@ from prunella.storage import Store
 
 STDLIB = "builtin:stdlib"
 STORE_SCHEME = "store:"
+#: Where the source text of the standard library lies, for a data prep that runs under another Python than its launcher.
+STDLIB_VARIABLE = "PRUNELLA_STDLIB"
 _NOT_STDLIB = ("site-packages", "dist-packages", "__pycache__")
 
 
@@ -98,11 +100,32 @@ def _walk(folder: Path, without: tuple[str, ...]) -> Iterator[Path]:
     yield from (path.relative_to(folder) for path in unlisted)
 
 
+def stdlib_folder() -> Path:
+    """Where `builtin:stdlib` is read from."""
+    return Path(os.environ.get(STDLIB_VARIABLE) or sysconfig.get_path("stdlib"))
+
+
+def places(settings: DataConfig) -> tuple[Path, ...]:
+    """Files and folders outside the store that a data prep reads: what must be within its reach wherever it runs."""
+    return tuple(place for name in (*settings.inputs, settings.tokenizer) if name and (place := _place(name)) is not None)
+
+
+def _place(name: str) -> Path | None:
+    if name == STDLIB:
+        return stdlib_folder()
+    if name.startswith(STORE_SCHEME):
+        return None
+    path = Path(name).expanduser().absolute()
+    while glob.has_magic(str(path)):
+        path = path.parent
+    return path if path.exists() else None
+
+
 def _stdlib() -> list[Source]:
-    sources = _folder(Path(sysconfig.get_path("stdlib")), label=STDLIB, suffix=".py", without=_NOT_STDLIB)
+    sources = _folder(stdlib_folder(), label=STDLIB, suffix=".py", without=_NOT_STDLIB)
     if not sources:
         raise ConfigError(
-            f"data.inputs: {STDLIB!r}: this Python keeps no source text in {sysconfig.get_path('stdlib')}; "
+            f"data.inputs: {STDLIB!r}: this Python keeps no source text in {stdlib_folder()}; "
             "set data.inputs to text files of your own"
         )
     return sources

@@ -8,6 +8,8 @@ says. A fenced process writes nothing.
 import dataclasses
 import importlib
 import logging
+import os
+import signal
 import time
 import traceback
 from pathlib import Path
@@ -64,6 +66,7 @@ def run_stage(stage: Stage, *, root: str, key: str, handle: Path | None = None) 
     if handle is not None and not register(handle):
         logger.warning("stage_not_started reason=another_process_holds_it handle=%s", handle)
         return EXIT_NOT_FIRST
+    _end_on_sigterm()
     started_ns = time.time_ns()
     ledger, request, config = _load(stage, root, key)
     logger.info("stage_started stage=%s request=%s", stage, key)
@@ -77,6 +80,13 @@ def run_stage(stage: Stage, *, root: str, key: str, handle: Path | None = None) 
     _write(ledger, request.output, _with_start_up(record))
     logger.info("stage_recorded stage=%s verdict=%s output=%s", stage, record.verdict, request.output)
     return EXIT_RECORDED
+
+
+def _end_on_sigterm() -> None:
+    """Let SIGTERM end this process where the kernel would not: the first process of a container has no default action. A
+    stage that saves first sets a handler of its own."""
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
 
 
 def _load(stage: Stage, root: str, key: str) -> tuple[Ledger, Any, Config]:

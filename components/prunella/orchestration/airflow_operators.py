@@ -109,7 +109,7 @@ class SegmentStep(BaseOperator, SkipMixin):
             if store is not None:
                 known = store.get("stage_process")
                 self.log.info("stage process: %s (kept from an earlier try: %s)", handle, known)
-                store.set("stage_process", {"pid": handle.pid, "started_s": handle.started_s})
+                store.set("stage_process", handle.words())
 
         return on_start
 

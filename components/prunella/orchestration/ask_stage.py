@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunella.data_prep.sources import places
 from prunella.errors import Cause, KeyExists, StorageFull, StorageUnavailable
-from prunella.launch import local
+from prunella.launch import door
 from prunella.launch.handle import Handle
 from prunella.ledger import Ledger
-from prunella.records import RECORD_OF, FailedRecord, Failure, Request, StageRecord, Verdict
+from prunella.records import RECORD_OF, FailedRecord, Failure, Request, Stage, StageRecord, Verdict
 
 logger = logging.getLogger(__name__)
 stage_output = logging.getLogger("prunella.stage")
@@ -48,7 +49,7 @@ def ask(ledger: Ledger, key: str, request: Request, asking: Asking) -> StageReco
             return record
         if _vanished_before(ledger, request, index):
             continue
-        _run(ledger.store.root, key, request, asking, index)
+        _run(ledger, key, request, asking, index)
         if (record := _answer(ledger, request)) is not None:
             return record
         _record_vanishing(ledger, request, index)
@@ -67,22 +68,23 @@ def _answer(ledger: Ledger, request: Request) -> StageRecord | None:
     return ledger.find_stage_record(RECORD_OF[request.stage], request.output)
 
 
-def _run(root: str, key: str, request: Request, asking: Asking, index: int) -> None:
+def _run(ledger: Ledger, key: str, request: Request, asking: Asking, index: int) -> None:
     name = Path(key).stem
-    launch = local.Launch(
+    launch = door.Launch(
         stage=request.stage,
-        root=root,
+        root=ledger.store.root,
         request_key=key,
         handle=asking.scratch / f"{name}-{index}.handle",
         log=asking.scratch / f"{name}.log",
         node=asking.node,
+        reads=places(ledger.config().data) if request.stage is Stage.DATA_PREP else (),
     )
-    handle = local.start_or_attach(launch)
+    handle = door.start_or_attach(launch)
     if handle is None:
         logger.error("stage_died_at_start stage=%s log=%s", request.stage, launch.log)
         return
     asking.on_start(handle)
-    local.wait(handle, log=launch.log, on_poll=_Watch(handle, asking), on_line=stage_output.info)
+    door.wait(handle, log=launch.log, on_poll=_Watch(handle, asking), on_line=stage_output.info)
 
 
 class _Watch:
@@ -97,8 +99,8 @@ class _Watch:
         now = time.monotonic()
         limit = self._asking.timeout_s
         if limit is not None and now - self._started > limit:
-            logger.error("stage_timed_out pid=%s limit_s=%s", self._handle.pid, limit)
-            local.stop(self._handle, grace_s=0.0)
+            logger.error("stage_timed_out handle=%s limit_s=%s", self._handle, limit)
+            door.stop(self._handle, grace_s=0.0)
         if now - self._last > 2.0:
             self._last = now
             self._asking.on_poll(self._handle)

@@ -16,6 +16,8 @@ from typing import Any
 from rich.console import Console
 
 from prunella.errors import ConfigError, PrunellaError, TrackingUnavailable
+from prunella.launch import door
+from prunella.launch.engine import container_engine
 from prunella.ledger import Ledger
 from prunella.orchestration import live
 from prunella.orchestration.claim import next_segment, run_id_for
@@ -49,8 +51,9 @@ def demo(folder: Path, console: Console) -> dict[str, Any]:
     ledger = open_experiment(
         Submission(root=str(settings.root), experiment=EXPERIMENT, recipe="tiny_moe", schedule="continuous", faults=FAULTS)
     )
-    console.print(f"[bold]Prunella[/] trains {EXPERIMENT!r} and breaks it three times: {', '.join(FAULTS)}")
-    with live.start(settings) as _:
+    as_what = "; every stage is a container" if door.launcher() == "container" else ""
+    console.print(f"[bold]Prunella[/] trains {EXPERIMENT!r} and breaks it three times: {', '.join(FAULTS)}{as_what}")
+    with container_engine(), live.start(settings):
         console.print(live.describe(settings))
         api = live.AirflowApi(settings.airflow_url, live.USER, live.password(settings))
         with _spinner(console) as show:

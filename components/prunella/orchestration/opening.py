@@ -15,8 +15,8 @@ from prunella.config import Config
 from prunella.errors import Cause, ConfigError, KeyExists, PrunellaError
 from prunella.fleet.lifecycle import Fleet
 from prunella.fleet.roster import candidates_for_gate, load_fleet
+from prunella.launch import door
 from prunella.launch import handle as handles
-from prunella.launch import local
 from prunella.ledger import Ledger
 from prunella.orchestration.ask_stage import Asking, ask
 from prunella.orchestration.claim import SegmentRun, addressed
@@ -168,8 +168,8 @@ def _stop_leftovers(ledger: Ledger, run: SegmentRun) -> None:
         for path in scratch_of(run, attempt).glob("*.handle"):
             found = handles.read(path)
             if found is not None and found.is_alive:
-                logger.warning("leftover_stopped pid=%s handle=%s", found.pid, path.name)
-                local.stop(found)
+                logger.warning("leftover_stopped handle=%s file=%s", found, path.name)
+                door.stop(found)
 
 
 # ------------------------------------------------------------------------------------------------ attempt

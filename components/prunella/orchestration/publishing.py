@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from prunella.errors import TrackingUnavailable
-from prunella.launch.local import interpreter
+from prunella.launch import door
 from prunella.ledger import Ledger
 from prunella.scratch import write_atomically
 
@@ -125,20 +125,25 @@ def publish_apart(ledger: Ledger, *, is_awaited: bool) -> None:
 
 def _start_publishing(ledger: Ledger, *, is_awaited: bool) -> None:
     timeout_s = ledger.config().tracking.timeout_s
-    command = [interpreter(), "-m", "prunella", "publish", "--root", ledger.store.root, "--experiment", ledger.name]
-    with (folder(ledger) / "publish.log").open("ab") as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+    arguments = ["publish", "--root", ledger.store.root, "--experiment", ledger.name]
+    log = folder(ledger) / "publish.log"
+    process = door.start_command(arguments, log=log, writes=_written(ledger))
     if not is_awaited:
         return
     try:
         code = process.wait(2 * timeout_s)
     except subprocess.TimeoutExpired:
         process.kill()
-        code = process.wait()
+        code = process.wait(timeout_s)
     if code:
-        logger.warning("publishing_failed exit_code=%s log=%s", code, folder(ledger) / "publish.log")
+        logger.warning("publishing_failed exit_code=%s log=%s", code, log)
+
+
+def _written(ledger: Ledger) -> list[Path]:
+    """The folders a publication writes to, wherever it runs: what is published, and a SQLite store of MLflow's."""
+    root, uri = ledger.store.root, tracking_uri(ledger)
+    store = [Path(uri.removeprefix("sqlite:///")).parent] if uri.startswith("sqlite:///") else []
+    return [Path(root) if "://" not in root else _published_root(root), *store]
 
 
 @contextmanager

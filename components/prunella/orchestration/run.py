@@ -17,6 +17,7 @@ from typing import Any
 
 from prunella import faults
 from prunella.errors import StorageError
+from prunella.launch.engine import container_engine
 from prunella.ledger import Ledger
 from prunella.orchestration import airflow_home, closing
 from prunella.orchestration.claim import next_segment, run_id_for
@@ -61,7 +62,7 @@ def run_experiment(submission: Submission, engine: Engine | None = None) -> RunR
         return _result(ledger, "complete already")
     listen()
     try:
-        with (engine or dag_test_engine)() as run_segment:
+        with container_engine(), (engine or dag_test_engine)() as run_segment:
             return _result(ledger, _run_segments(ledger, run_segment))
     except KeyboardInterrupt:
         return _unfinished("interrupted")

@@ -8,7 +8,7 @@ import logging
 from prunella.errors import PrunellaError
 from prunella.fleet.gate_results import apply_gate_fabric, apply_gate_node
 from prunella.fleet.lifecycle import Fleet
-from prunella.launch import local
+from prunella.launch import door
 from prunella.launch.handle import Handle
 from prunella.ledger import Ledger
 from prunella.orchestration.ask_stage import Asking, ask
@@ -116,7 +116,7 @@ class _StopWatch:
     def __call__(self, handle: Handle) -> None:
         if not self._is_told and self._ledger.is_stop_requested():
             self._is_told = True
-            local.ask_to_stop(handle)
+            door.ask_to_stop(handle)
 
 
 def validate_checkpoint(run: SegmentRun, rung: int, on_start: OnStart) -> str:

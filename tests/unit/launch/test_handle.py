@@ -8,15 +8,15 @@ from pathlib import Path
 
 import psutil
 
-from prunella.launch.handle import Handle, read, register
+from prunella.launch.handle import Process, read, register
 
 _REGISTER = (
     "import sys; from pathlib import Path; from prunella.launch.handle import register; print(register(Path(sys.argv[1])))"
 )
 
 
-def this_process() -> Handle:
-    return Handle(pid=os.getpid(), started_s=psutil.Process().create_time())
+def this_process() -> Process:
+    return Process(pid=os.getpid(), started_s=psutil.Process().create_time())
 
 
 def test_a_registered_process_is_found_alive_under_its_own_name(tmp_path: Path) -> None:
@@ -74,12 +74,12 @@ def test_a_handle_file_is_json_that_a_person_can_read(tmp_path: Path) -> None:
 def test_a_reused_pid_is_not_taken_for_the_process_that_had_it() -> None:
     mine = this_process()
 
-    assert not Handle(pid=mine.pid, started_s=mine.started_s - 60.0).is_alive
+    assert not Process(pid=mine.pid, started_s=mine.started_s - 60.0).is_alive
 
 
 def test_a_process_that_ended_is_not_alive_even_before_it_is_reaped() -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    handle = Handle(pid=process.pid, started_s=psutil.Process(process.pid).create_time())
+    handle = Process(pid=process.pid, started_s=psutil.Process(process.pid).create_time())
     assert handle.is_alive
 
     process.kill()

@@ -14,7 +14,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from prunella.errors import Cause, ConfigError, StorageUnavailable
-from prunella.launch.handle import Handle
+from prunella.launch.handle import Process
 from prunella.orchestration import closing
 from prunella.orchestration.airflow_operators import OpenSegment, SegmentStep, alert, submission_from
 from prunella.orchestration.stages import NotReached
@@ -99,7 +99,7 @@ def test_the_handle_of_a_stage_is_kept_where_the_next_try_finds_it() -> None:
     store: dict[str, Any] = {}
     keeper = SimpleNamespace(get=store.get, set=store.__setitem__)
 
-    step_that(None).keep({"task_state_store": keeper})(Handle(pid=12, started_s=3.5))
+    step_that(None).keep({"task_state_store": keeper})(Process(pid=12, started_s=3.5))
 
     assert store == {"stage_process": {"pid": 12, "started_s": 3.5}}
 

@@ -19,7 +19,7 @@ from typing import Any, List  # noqa: UP035 - Kubeflow's preamble knows List
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
-from prunella import __version__
+from prunella.launch.images import image_name
 
 #: Name of the plain answer in a lightweight component: Kubeflow's own word, refused in container components.
 LIGHTWEIGHT_ANSWER = "Output"
@@ -49,7 +49,7 @@ class Step:
 
     def image_name(self, prefix: str) -> str:
         """The image's full name. `prefix` is the registry's, with its slash; empty for images of this machine."""
-        return f"{prefix}prunella/{self.image}:{__version__}"
+        return image_name(self.image, prefix)
 
     def lightweight(self, prefix: str = "") -> BaseComponent:
         """The form that carries its source."""

@@ -21,7 +21,7 @@ from prunella.orchestration.pipelines.form import Form
 from prunella.orchestration.pipelines.pretrain_segment import pretrain_segment
 from prunella.orchestration.run import RunSegment
 
-#: What a component may take to see its stage off. Source: `launch.local.stop` gives a stage 30 s, 2026-11.
+#: What a component may take to see its stage off. Source: `launch.door.stop` gives a stage 30 s, 2026-11.
 _GRACE_S = 40.0
 
 

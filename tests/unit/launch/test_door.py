@@ -19,9 +19,9 @@ from prunella import codec
 from prunella.config import Config, DataConfig
 from prunella.errors import Cause
 from prunella.faults import FaultSwitch, parse
-from prunella.launch import local
-from prunella.launch.handle import Handle, read
-from prunella.launch.local import Launch
+from prunella.launch import door
+from prunella.launch.door import Launch
+from prunella.launch.handle import Handle, Process, read
 from prunella.ledger import Ledger
 from prunella.records import DataPrepRecord, DataPrepRequest, FailedRecord, Stage
 from prunella.storage import FolderStore
@@ -75,18 +75,18 @@ def launch_under(folder: Path, *, faults: tuple[str, ...]) -> Launch:
 def kill(launch: Launch) -> None:
     found = read(launch.handle)
     if found is not None:
-        local.stop(found, grace_s=0.0)
+        door.stop(found, grace_s=0.0)
 
 
-def start(launch: Launch) -> Handle:
-    handle = local.start_or_attach(launch)
-    assert handle is not None
+def start(launch: Launch) -> Process:
+    handle = door.start_or_attach(launch)
+    assert isinstance(handle, Process)
     return handle
 
 
 def wait(handle: Handle, launch: Launch) -> list[str]:
     lines: list[str] = []
-    local.wait(handle, log=launch.log, on_line=lines.append)
+    door.wait(handle, log=launch.log, on_line=lines.append)
     return lines
 
 
@@ -127,7 +127,7 @@ def test_a_stage_is_no_part_of_the_session_that_started_it(held_launch: Launch) 
 
 
 def test_racing_launches_start_one_stage_only(launch: Launch) -> None:
-    handles: list[Handle] = []
+    handles: list[Process] = []
     racers = [threading.Thread(target=lambda: handles.append(start(launch))) for _ in range(2)]
 
     for racer in racers:
@@ -157,7 +157,7 @@ def test_an_interpreter_that_cannot_start_a_stage_is_reported_as_no_process(
 ) -> None:
     monkeypatch.setenv("PRUNELLA_PYTHON", "/bin/false")
 
-    handle = local.start_or_attach(launch)
+    handle = door.start_or_attach(launch)
 
     assert handle is None
 
@@ -177,11 +177,11 @@ while True:
 _STUBBORN = _POLITE.replace("signal.signal(signal.SIGTERM, leave)", "signal.signal(signal.SIGTERM, signal.SIG_IGN)")
 
 
-def started(program: str, log: Path) -> Handle:
+def started(program: str, log: Path) -> Process:
     """A process that runs `program` and has said that it is ready."""
     with log.open("ab") as output:
         process = subprocess.Popen([sys.executable, "-c", program], stdout=output, start_new_session=True)
-    handle = Handle(pid=process.pid, started_s=psutil.Process(process.pid).create_time())
+    handle = Process(pid=process.pid, started_s=psutil.Process(process.pid).create_time())
     while handle.is_alive and "ready" not in log.read_text():
         pass
     return handle
@@ -195,7 +195,7 @@ def test_an_interrupted_wait_passes_on_sigterm_and_waits_for_the_stage_to_save(t
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        local.wait(handle, log=log, on_poll=interrupt, on_line=lambda line: None)
+        door.wait(handle, log=log, on_poll=interrupt, on_line=lambda line: None)
 
     assert not handle.is_alive
     assert log.read_text().split() == ["ready", "saved"]
@@ -205,8 +205,8 @@ def test_asking_to_stop_returns_at_once_and_the_wait_sees_the_end(tmp_path: Path
     log, lines = tmp_path / "log", list[str]()
     handle = started(_POLITE, log)
 
-    local.ask_to_stop(handle)
-    local.wait(handle, log=log, on_line=lines.append)
+    door.ask_to_stop(handle)
+    door.wait(handle, log=log, on_line=lines.append)
 
     assert lines == ["ready", "saved"]
 
@@ -214,17 +214,17 @@ def test_asking_to_stop_returns_at_once_and_the_wait_sees_the_end(tmp_path: Path
 def test_a_stage_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: Path) -> None:
     handle = started(_STUBBORN, tmp_path / "log")
 
-    local.stop(handle, grace_s=0.2)
-    local.wait(handle, log=tmp_path / "log", on_line=lambda line: None)
+    door.stop(handle, grace_s=0.2)
+    door.wait(handle, log=tmp_path / "log", on_line=lambda line: None)
 
     assert not handle.is_alive
 
 
 def test_stopping_a_process_that_is_gone_hits_nobody_with_its_pid() -> None:
     me = psutil.Process()
-    stranger = Handle(pid=me.pid, started_s=me.create_time() - 60.0)
+    stranger = Process(pid=me.pid, started_s=me.create_time() - 60.0)
 
-    local.stop(stranger, grace_s=0.0)
+    door.stop(stranger, grace_s=0.0)
 
     assert me.is_running()
 
@@ -234,6 +234,6 @@ def test_a_log_line_is_passed_on_once_and_only_when_it_is_complete(tmp_path: Pat
     log.write_text("one\ntw")
     handle = started("print('ready', flush=True)", log)
 
-    local.wait(handle, log=log, on_line=lines.append)
+    door.wait(handle, log=log, on_line=lines.append)
 
     assert lines == ["one", "twready"]

@@ -1,0 +1,302 @@
+"""Stages as containers of an engine that speaks Docker's API: Docker itself, or podman's service. DOCKER_HOST names it.
+
+A container gets the command of a local process in the folders of a local process, mounted under the paths they have
+outside, as the user who launches and on the host's network: so the ledger's keys, the scratch and the store's address mean
+the same inside. Everything else of it is closed: no capability, a read-only root, nothing of the environment but what a
+stage reads. The name of a stage's container comes from its handle file, and the engine gives a name to one container only.
+"""
+
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import docker
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.types import Ulimit
+
+from prunella.errors import ConfigError, PrunellaError
+from prunella.launch.handle import CONTAINER_VARIABLE, Handle
+from prunella.launch.images import WORKER, image_name, image_of
+from prunella.logs import PRINT_INTO_VARIABLE
+from prunella.scratch import scratch_base
+
+if TYPE_CHECKING:
+    from prunella.launch.door import Launch
+
+logger = logging.getLogger(__name__)
+
+LABEL = "org.prunella"
+#: What of this process's environment a stage may read. Credentials travel here: whoever may ask the engine can read them.
+_PASSED_ON = ("PRUNELLA_", "AWS_", "MLFLOW_", "OMP_", "MKL_", "OPENBLAS_", "TOKENIZERS_", "HF_", "NCCL_", "GLOO_", "CUDA_")
+#: Of those, what names something outside.
+_KEPT_OUT = ("PRUNELLA_PYTHON", "PRUNELLA_LAUNCH", "PRUNELLA_AIRFLOW_USER", "PRUNELLA_AIRFLOW_PASSWORD")
+#: An engine that does not answer within this long is away. Source: own choice 2026-11; creating a container on a driver that
+#: copies the whole image (vfs) took 20 s.
+_ENGINE_TIMEOUT_S = 120
+_TAIL_LINES = 50
+#: Processes and threads a container may have. Source: own choice 2026-11: far above the ranks, agents and threads of a node;
+#: podman 4.3 as root without CAP_SYS_RESOURCE was refused 65,536 although the limit was 96,365.
+_PROCESSES = 32_768
+#: The one place a container may write to without a mount: its own.
+_TMP = "/tmp"  # noqa: S108
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Container(Handle):
+    """A container, by its name."""
+
+    poll_s: ClassVar[float] = 0.25
+
+    name: str
+
+    @property
+    def is_alive(self) -> bool:
+        state = _state(self.name)
+        return state is not None and state["Status"] not in ("exited", "dead", "removing", "stopped")
+
+    def send(self, number: signal.Signals) -> None:
+        with _engine_errors(f"container {self.name}"), _over_is_fine():
+            _engine().api.kill(self.name, signal=number.name)
+
+    def words(self) -> dict[str, Any]:
+        return {"container": self.name}
+
+    def bury(self) -> None:
+        """Remove it, once it is over. How it ended is in the log by then."""
+        state = _state(self.name)
+        if state is None or state["Running"]:
+            return
+        logger.info("container_ended name=%s exit=%s oom=%s", self.name, state.get("ExitCode"), state.get("OOMKilled"))
+        with _engine_errors(f"container {self.name}"), _over_is_fine():
+            _engine().api.remove_container(self.name, v=True)
+
+
+def start(launch: "Launch") -> Callable[[], bool]:
+    """Start a stage's container, or the one of its name that somebody made and did not start.
+
+    Returns:
+        what tells whether it has ended.
+
+    Raises:
+        ConfigError: the image is not there.
+        PrunellaError: the engine is away, or refuses.
+    """
+    name = _name(launch)
+    container = _create(
+        name,
+        image_of(launch.stage),
+        launch.command,
+        log=launch.log,
+        folders=_mounts([*_folders(launch.root), launch.handle.parent], launch.reads),
+        environment={CONTAINER_VARIABLE: name, **({"PRUNELLA_NODE": launch.node} if launch.node else {})},
+    )
+    with _engine_errors(name):
+        if container.status == "created":
+            container.start()
+
+    def has_ended() -> bool:
+        is_over = not Container(name=name).is_alive
+        if is_over and not launch.handle.exists():
+            _keep_output(name, launch.log)
+        return is_over
+
+    return has_ended
+
+
+def start_command(arguments: list[str], *, log: Path, writes: list[Path]) -> "ContainerProgram":
+    """Start a command of ours that is no stage, in the worker's image. Raises as `start`."""
+    name = f"prunella-{arguments[0]}-{os.getpid()}-{time.monotonic_ns():x}"
+    folders = _mounts([*writes, log.parent, scratch_base()], ())
+    with _engine_errors(name):
+        _engine().containers.prune(filters={"label": f"{LABEL}=command"})  # those that nobody waited for
+    container = _create(name, WORKER, arguments, log=log, folders=folders, environment={}, label="command")
+    with _engine_errors(name):
+        container.start()
+    return ContainerProgram(Container(name=name))
+
+
+class ContainerProgram:
+    """A started command in a container of its own, as `door.Program` wants it."""
+
+    def __init__(self, handle: Container) -> None:
+        self._handle = handle
+
+    def wait(self, timeout: float) -> int:
+        """Its exit code. Raises subprocess.TimeoutExpired."""
+        deadline = time.monotonic() + timeout
+        while self._handle.is_alive:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(self._handle.name, timeout)
+            time.sleep(self._handle.poll_s)
+        state = _state(self._handle.name)
+        self._handle.bury()
+        return int(state["ExitCode"]) if state is not None else -1
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._handle.send(signal.SIGKILL)
+
+
+# ------------------------------------------------------------------------------------------------ what a container gets
+
+
+def _name(launch: "Launch") -> str:
+    mark = hashlib.sha256(str(launch.handle).encode()).hexdigest()[:16]
+    return f"prunella-{launch.handle.stem.replace('_', '-')}-{mark}"
+
+
+def _folders(root: str) -> list[Path]:
+    """What a stage writes to: the root, where it is a folder, and scratch."""
+    base = scratch_base()
+    base.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return [base] if "://" in root else [Path(root).absolute(), base]
+
+
+def _create(
+    name: str,
+    image: str,
+    arguments: list[str],
+    *,
+    log: Path,
+    folders: dict[str, dict[str, str]],
+    environment: dict[str, str],
+    label: str = "stage",
+) -> Any:
+    """The container of this name, not started yet; the one that has the name already, if there is."""
+    full_name = image_name(image)
+    try:
+        with _engine_errors(name):
+            return _engine().containers.create(
+                full_name,
+                ["python", "-m", "prunella", *arguments],
+                name=name,
+                environment={**_environment(), PRINT_INTO_VARIABLE: str(log), **environment},
+                user=_user(),
+                working_dir=os.getcwd(),  # inputs may be named relative to it
+                volumes=folders,
+                network_mode="host",
+                labels={LABEL: label},
+                tmpfs={} if _TMP in folders else {_TMP: "mode=1777"},
+                **_closed(),
+            )
+    except ImageNotFound as error:
+        raise ConfigError(
+            f"image {full_name} is not known to the engine; `make images` builds it, or name the registry that has it "
+            "with PRUNELLA_IMAGE_PREFIX and pull it"
+        ) from error
+    except APIError as error:
+        # Of a name that is taken Docker says 409 and podman 4.3 says 500: what counts is whether somebody has it.
+        with _engine_errors(name), contextlib.suppress(NotFound):
+            return _engine().containers.get(name)
+        raise PrunellaError(f"container {name}: the engine refused it: {error.explanation}") from error
+
+
+def _closed() -> dict[str, Any]:
+    """A stage needs no privilege and writes only where something is mounted. Its launcher watches it, so the engine need not;
+    limits are named because an engine's own are refused on some machines."""
+    return {
+        "healthcheck": {"test": ["NONE"]},
+        "ulimits": [Ulimit(name=name, soft=soft, hard=hard) for name, (soft, hard) in _limits()],
+        "read_only": True,
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges"],
+    }
+
+
+def _limits() -> Iterator[tuple[str, tuple[int, int]]]:
+    yield "nofile", resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    processes = _PROCESSES if allowed == resource.RLIM_INFINITY else min(allowed, _PROCESSES)
+    yield "nproc", (processes, processes)
+
+
+def _environment() -> dict[str, str]:
+    from prunella.data_prep.sources import STDLIB_VARIABLE, stdlib_folder
+
+    passed = {k: v for k, v in os.environ.items() if k.startswith(_PASSED_ON) and k not in _KEPT_OUT}
+    own = {"HOME": _TMP, "PRUNELLA_SCRATCH": str(scratch_base()), STDLIB_VARIABLE: str(stdlib_folder())}
+    return {**passed, **own}
+
+
+def _mounts(writes: Iterable[Path], reads: Iterable[Path]) -> dict[str, dict[str, str]]:
+    """Every folder under the path it has outside. What lies within another is mounted with it."""
+    read = {str(path.absolute()): {"bind": str(path.absolute()), "mode": "ro"} for path in [*reads, *_credential_files()]}
+    written = {str(path.absolute()): {"bind": str(path.absolute()), "mode": "rw"} for path in writes}
+    return {**read, **written}
+
+
+def _credential_files() -> Iterator[Path]:
+    """The AWS SDK's own files, where they are set by name: their paths are in the environment that is passed on."""
+    for variable in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "AWS_CA_BUNDLE"):
+        path = os.environ.get(variable)
+        if path and Path(path).is_file():
+            yield Path(path)
+
+
+def _user() -> str:
+    """Who launches, so that files belong to them. A rootless engine maps them to its containers' root."""
+    return "0:0" if _is_rootless() else f"{os.getuid()}:{os.getgid()}"
+
+
+# ------------------------------------------------------------------------------------------------ the engine
+
+
+@functools.cache
+def _engine() -> docker.DockerClient:
+    return docker.from_env(timeout=_ENGINE_TIMEOUT_S)
+
+
+@functools.cache
+def _is_rootless() -> bool:
+    with _engine_errors("engine"):
+        return any("rootless" in option for option in _engine().info().get("SecurityOptions") or [])
+
+
+def _state(name: str) -> dict[str, Any] | None:
+    """The engine's word on a container; None when it has none of that name."""
+    with _engine_errors(f"container {name}"):
+        try:
+            found: dict[str, Any] = _engine().api.inspect_container(name)["State"]
+        except NotFound:
+            return None
+        return found
+
+
+def _keep_output(name: str, log: Path) -> None:
+    """What a container printed, at the end of a log file: all there is of one that could not start its stage."""
+    with contextlib.suppress(NotFound), _engine_errors(f"container {name}"), log.open("ab") as file:
+        file.write(_engine().api.logs(name, tail=_TAIL_LINES))
+
+
+@contextlib.contextmanager
+def _over_is_fine() -> Iterator[None]:
+    """Nothing can be asked of a container that is over: it is gone (404), or does not run (409; podman 4.3 says 500)."""
+    try:
+        yield
+    except APIError as error:
+        if error.status_code not in (404, 409) and "container state improper" not in str(error.explanation):
+            raise
+
+
+@contextlib.contextmanager
+def _engine_errors(what: str) -> Iterator[None]:
+    """An engine that is away is told from one that says no: the latter's words (APIError) are the caller's business."""
+    try:
+        yield
+    except APIError:
+        raise
+    except (DockerException, OSError) as error:
+        raise PrunellaError(
+            f"{what}: the container engine at {os.environ.get('DOCKER_HOST', 'its usual socket')} does not answer ({error}); "
+            "start it, or name another with DOCKER_HOST; what runs in containers goes on, and is found again"
+        ) from error

@@ -1,0 +1,172 @@
+"""Stages as real containers of a real engine: started once, found again, closed in, and over when they are dead.
+
+The stage is data prep, held up by the fault `storage-down` for as long as a test needs it alive, as in `unit/launch`.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from docker.errors import NotFound
+
+from engine import engine_with
+from prunella.errors import Cause, ConfigError, PrunellaError
+from prunella.faults import FaultSwitch, parse
+from prunella.launch import container, door
+from prunella.launch.container import Container
+from prunella.launch.door import Launch
+from prunella.launch.handle import Handle
+from prunella.launch.images import WORKER
+from prunella.records import FailedRecord
+from prunella.storage import FolderStore
+from unit.launch.test_door import launch_under, record_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+_HELD_S = 120.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def engine() -> Iterator[None]:
+    with engine_with(WORKER):
+        yield
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Launch]:
+    """A data prep that fails at once, ready to be started."""
+    launch = launch_under(tmp_path, faults=())
+    yield launch
+    remove(launch)
+
+
+@pytest.fixture
+def held_launch(tmp_path: Path) -> Iterator[Launch]:
+    """The same, but its container waits for its store for a while."""
+    fault = f"storage-down:seconds={_HELD_S}"
+    launch = launch_under(tmp_path, faults=(fault,))
+    FaultSwitch(FolderStore(launch.root), "demo", (parse(fault),)).fire(parse(fault))
+    yield launch
+    remove(launch)
+
+
+def remove(launch: Launch) -> None:
+    with contextlib.suppress(NotFound):
+        container._engine().api.remove_container(container._name(launch), force=True)
+
+
+def start(launch: Launch) -> Handle:
+    handle = door.start_or_attach(launch)
+    assert handle is not None, launch.log.read_text()
+    return handle
+
+
+def wait(handle: Handle, launch: Launch) -> list[str]:
+    lines: list[str] = []
+    door.wait(handle, log=launch.log, on_line=lines.append)
+    return lines
+
+
+def test_a_stage_in_a_container_leaves_its_record_passes_on_its_log_and_no_container(launch: Launch) -> None:
+    handle = start(launch)
+    lines = wait(handle, launch)
+
+    record = record_of(launch)
+    assert isinstance(handle, Container)
+    assert isinstance(record, FailedRecord)
+    assert record.failure is not None
+    assert record.failure.cause is Cause.CONFIG_ERROR
+    assert "stage_recorded" in lines[-1]
+    assert "node=node-0" in lines[-1]
+    assert container._state(handle.name) is None
+
+
+def test_files_of_a_container_belong_to_whoever_launched_it(launch: Launch) -> None:
+    wait(start(launch), launch)
+
+    assert {path.stat().st_uid for path in launch.handle.parent.rglob("*")} == {os.getuid()}
+
+
+def test_a_second_launch_attaches_to_the_running_container(held_launch: Launch) -> None:
+    first = start(held_launch)
+
+    second = start(held_launch)
+
+    assert second == first
+    assert second.is_alive
+
+
+def test_a_container_that_was_made_and_never_started_is_started_by_the_next_launch(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the launcher dies between the two calls."""
+    monkeypatch.setattr("docker.models.containers.Container.start", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        door.start_or_attach(launch)
+    monkeypatch.undo()
+
+    wait(start(launch), launch)
+
+    assert isinstance(record_of(launch), FailedRecord)
+
+
+def interrupt(_container: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_killed_container_is_over_without_a_record_and_is_not_started_again(held_launch: Launch) -> None:
+    handle = start(held_launch)
+
+    handle.send(signal.SIGKILL)
+    wait(handle, held_launch)
+    again = start(held_launch)
+
+    assert again == handle
+    assert not again.is_alive
+    assert record_of(held_launch) is None
+
+
+def test_a_container_ends_on_sigterm_within_its_grace(held_launch: Launch) -> None:
+    handle = start(held_launch)
+
+    door.stop(handle, grace_s=20.0)
+
+    assert not handle.is_alive
+    assert record_of(held_launch) is None
+
+
+def test_a_container_has_no_capability_a_read_only_root_and_nothing_of_the_environment_that_it_does_not_read(
+    held_launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_PASSWORD", "hunter2")
+    monkeypatch.setenv("PRUNELLA_AIRFLOW_PASSWORD", "hunter2")
+    handle = start(held_launch)
+    assert isinstance(handle, Container)
+
+    found = container._engine().api.inspect_container(handle.name)
+
+    assert "hunter2" not in str(found)
+    assert found["HostConfig"]["ReadonlyRootfs"]
+    assert not found["HostConfig"]["Privileged"]
+    assert not found.get("EffectiveCaps")
+    assert "no-new-privileges" in str(found["HostConfig"]["SecurityOpt"])
+
+
+def test_an_image_that_is_not_there_is_named_with_what_builds_it(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNELLA_IMAGE_PREFIX", "localhost/nowhere/")
+
+    with pytest.raises(ConfigError, match=r"localhost/nowhere/prunella/worker:\S+ is not known.*make images"):
+        door.start_or_attach(launch)
+
+
+def test_an_engine_that_is_away_is_one_clear_error(launch: Launch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 'nobody.sock'}")
+    container._engine.cache_clear()
+
+    with pytest.raises(PrunellaError, match=r"does not answer.*DOCKER_HOST"):
+        door.start_or_attach(launch)
+
+    monkeypatch.undo()
+    container._engine.cache_clear()
