@@ -8,18 +8,28 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Debian packages behind the tests that look at pages in a real browser.
-SYSTEM_PACKAGES := chromium chromium-driver fonts-dejavu-core
+# Debian packages: a browser for the tests that look at pages, an engine and a builder for containers, a database server.
+SYSTEM_PACKAGES := chromium chromium-driver fonts-dejavu-core podman runc mmdebstrap postgresql
+# As what the stages of a demonstration run: processes (local), or containers (container; after `make images`).
+LAUNCH ?= local
 # Where `make up` works: the demonstration's folder, once there is one.
 DIR ?= $(if $(wildcard var/demo/root),var/demo,var/up)
-# What the environment was made from, and where: another lock or a moved folder makes it anew.
-FINGERPRINT := $(shell { pwd; cat requirements/dev.lock pyproject.toml; } | sha256sum | cut -c1-16)
-READY := .venv/.ready-$(FINGERPRINT)
+# What an environment was made from, and where: another lock or a moved folder makes it anew.
+fingerprint = $(shell { pwd; cat requirements/$(1).lock pyproject.toml; } | sha256sum | cut -c1-16)
+READY := .venv/.ready-$(call fingerprint,dev)
+# Airflow's side as it is deployed: without torch, kfp and the full mlflow. With what its own tests need from dev.lock.
+ORCHESTRATOR := .venv-orchestrator
+ORCHESTRATOR_READY := $(ORCHESTRATOR)/.ready-$(call fingerprint,orchestrator)
+ORCHESTRATOR_TESTS := pytest pytest-timeout iniconfig pluggy editables hatchling pathspec trove-classifiers tomlkit
 # Limits of the issue, in seconds; pytest is interrupted, so that it still prints what it has.
 TEST_LIMIT_S := 1500
 TEST_FULL_LIMIT_S := 4500
-PYTEST := $(BIN)/python -m pytest --durations=15
-PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+# Tests that `make test-full` runs at a time: each waits for single processes much of its time. Whole files go to one worker,
+# because their tests share what is costly to start.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest --durations=15 --ignore=tests/orchestrator
+ORCHESTRATOR_PYTEST := $(ORCHESTRATOR)/bin/python -m pytest -q tests/orchestrator
+PIP_OPTIONS := --disable-pip-version-check --no-input -qq --no-deps
 
 ##@ Everyday
 
@@ -29,19 +39,29 @@ setup: ## Make .venv from requirements/dev.lock, with the command at .venv/bin/p
 
 .PHONY: demo
 demo: setup ## Watch a small model train under a real Airflow, break three times and be healed; ends in var/demo/report.html
-	@SECONDS=0; $(BIN)/prunella demo --dir var/demo; echo "demo took $$SECONDS s"
+	@SECONDS=0; PRUNELLA_LAUNCH=$(LAUNCH) $(BIN)/prunella demo --dir var/demo; echo "demo took $$SECONDS s"
 
 .PHONY: up
 up: setup ## Keep the pages of Airflow and MLflow on; prints their addresses and how to sign in
-	@$(BIN)/prunella up --dir $(DIR)
+	@PRUNELLA_LAUNCH=$(LAUNCH) $(BIN)/prunella up --dir $(DIR)
+
+.PHONY: images
+images: setup ## Build the images of containers/ with docker or podman (ARGS="--help" says more)
+	@SECONDS=0; $(BIN)/python containers/images.py $(ARGS); echo "images took $$SECONDS s"
+
+.PHONY: orchestrator
+orchestrator: setup ## Make .venv-orchestrator: Airflow and our operators without torch, kfp and the full mlflow
+	@SECONDS=0; $(MAKE) --silent $(ORCHESTRATOR_READY); echo "set-up of Airflow's own environment took $$SECONDS s"
 
 .PHONY: test
-test: setup ## Every test but the slow ones (25 minutes at most)
+test: setup orchestrator ## Every test but the slow ones (25 minutes at most)
+	@$(ORCHESTRATOR_PYTEST)
 	@timeout --foreground --signal=INT --kill-after=60 $(TEST_LIMIT_S) $(PYTEST) -m "not slow" tests
 
 .PHONY: test-full
-test-full: setup ## Every test; one that was skipped for want of `make system` fails (75 minutes at most)
-	@timeout --foreground --signal=INT --kill-after=60 $(TEST_FULL_LIMIT_S) $(PYTEST) --no-missing-system tests
+test-full: setup orchestrator images ## Every test; one that was skipped for want of `make system` fails (75 minutes at most)
+	@$(ORCHESTRATOR_PYTEST)
+	@timeout --foreground --signal=INT --kill-after=60 $(TEST_FULL_LIMIT_S) $(PYTEST) --no-missing-system -n $(WORKERS) --dist loadfile tests
 
 .PHONY: check
 check: setup ## Lint, formatting, types, direction of imports
@@ -52,7 +72,7 @@ check: setup ## Lint, formatting, types, direction of imports
 
 .PHONY: clean
 clean: ## Remove the environment, caches and everything under var/ (experiments too)
-	@rm -rf .venv var build dist .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv $(ORCHESTRATOR) var build dist .mypy_cache .pytest_cache .ruff_cache
 	@find components dags tests -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "removed .venv, var and caches"
 
@@ -85,16 +105,24 @@ help: ## This list
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } \
 	  /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-# The lock is complete, so nothing is resolved: pip only fetches and unpacks.
-$(READY):
+# The locks are complete, so nothing is resolved: pip only fetches and unpacks.
+# $(1): folder of the environment; $(2): its lock; $(3): further pins.
+define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "make: expected Python 3.11 or newer, found $$($(PYTHON) --version 2>&1); run: make PYTHON=python3.11" >&2; exit 1; }
-	@rm -f .venv/.ready-*
-	@if ! head -1 $(BIN)/pip 2>/dev/null | grep -qF "$(CURDIR)/"; then \
-	  echo "making .venv"; \
-	  $(PYTHON) -m venv --clear .venv || { echo "make: no venv; on Debian run: apt-get install python3-venv" >&2; exit 1; }; fi
-	@echo "installing $$(grep -c == requirements/dev.lock) packages from requirements/dev.lock (minutes the first time)"
-	@$(PIP) install -qq --no-deps -r requirements/dev.lock
-	@$(PIP) install -qq --no-deps --no-build-isolation -e .
-	@$(PIP) check
+	@rm -f $(1)/.ready-*
+	@if ! head -1 $(1)/bin/pip 2>/dev/null | grep -qF "$(CURDIR)/"; then \
+	  echo "making $(1)"; \
+	  $(PYTHON) -m venv --clear $(1) || { echo "make: no venv; on Debian run: apt-get install python3-venv" >&2; exit 1; }; fi
+	@echo "installing $$(grep -c == requirements/$(2).lock) packages from requirements/$(2).lock (minutes the first time)"
+	@$(1)/bin/python -m pip install $(PIP_OPTIONS) -r requirements/$(2).lock $(3)
+	@$(1)/bin/python -m pip install $(PIP_OPTIONS) --no-build-isolation -e .
+	@$(1)/bin/python -m pip check
 	@touch $@
+endef
+
+$(READY):
+	$(call environment,.venv,dev)
+
+$(ORCHESTRATOR_READY):
+	$(call environment,$(ORCHESTRATOR),orchestrator,$(foreach name,$(ORCHESTRATOR_TESTS),$(shell grep '^$(name)==' requirements/dev.lock)))

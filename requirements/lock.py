@@ -1,4 +1,4 @@
-"""Resolve pyproject.toml's extras into the three lock files beside this script (`make lock`).
+"""Resolve pyproject.toml's extras into the lock files beside this script (`make lock`).
 
 A lock is `name==version` lines, sorted: no hashes and no addresses, because where packages come from is the business of
 whoever installs (a CPU build of torch lies in another place than the CUDA one, under the same version). torch is pinned
@@ -14,11 +14,13 @@ from pathlib import Path
 REQUIREMENTS = Path(__file__).resolve().parent
 TORCH = "torch==2.13.0"
 
-#: lock -> (extras of pyproject.toml, further requirements). There are three because of one conflict, see the extra `cluster`.
+#: lock -> (extras of pyproject.toml, further arguments). Airflow's side is apart because of one conflict, see the extra
+#: `cluster`. The worker has a part of the component's packages, in the same versions, because both read the same records.
 LOCKS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "dev": ("orchestrator,component,pipelines,dev", (TORCH,)),
+    "dev": ("orchestrator,worker,trainer,pipelines,dev", (TORCH,)),
     "orchestrator": ("orchestrator,cluster", ()),
-    "component": ("component,pipelines", (TORCH,)),
+    "component": ("worker,trainer,pipelines", (TORCH,)),
+    "worker": ("worker,pipelines", ("--constraint", str(REQUIREMENTS / "component.lock"))),
 }
 
 

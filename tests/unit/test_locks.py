@@ -13,9 +13,10 @@ PIN = re.compile(r"[a-z0-9-]+==[0-9a-z.]+")
 
 #: lock -> the extras it serves, as in requirements/lock.py.
 LOCKS = {
-    "dev": ("orchestrator", "component", "pipelines", "dev"),
+    "dev": ("orchestrator", "worker", "trainer", "pipelines", "dev"),
     "orchestrator": ("orchestrator", "cluster"),
-    "component": ("component", "pipelines"),
+    "component": ("worker", "trainer", "pipelines"),
+    "worker": ("worker", "pipelines"),
 }
 
 
@@ -58,6 +59,13 @@ def test_the_scheduling_side_needs_neither_torch_nor_kfp() -> None:
 
 def test_the_stages_side_needs_no_airflow() -> None:
     assert not [name for name in _pins("component") if name.startswith("apache-airflow")]
+
+
+def test_the_worker_has_a_part_of_the_component_in_the_same_versions_and_no_torch() -> None:
+    worker, component = _pins("worker"), _pins("component")
+
+    assert worker.items() <= component.items()
+    assert "torch" not in worker
 
 
 def test_torch_is_pinned_where_it_is_used() -> None:

@@ -1,0 +1,87 @@
+"""What is in our images, and what must never be. Their contents are looked at inside the built images."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import docker
+import pytest
+
+from engine import engine_with, in_image
+from prunella.launch.images import image_name
+
+pytestmark = pytest.mark.slow
+IMAGES = ("trainer", "worker", "airflow")
+#: Libraries that an image must not have: what it does not do, and what would make it big.
+WITHOUT = {
+    "trainer": ("airflow", "pip"),
+    "worker": ("airflow", "torch", "lm_eval", "pip"),
+    "airflow": ("torch", "kfp", "pandas", "lm_eval", "pip"),
+}
+LOCKS = {"trainer": "component", "worker": "worker", "airflow": "orchestrator"}
+_SECRETS = ("PASSWORD", "SECRET", "TOKEN", "CREDENTIAL", "PRIVATE KEY")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def engine() -> Iterator[None]:
+    with engine_with(*IMAGES):
+        yield
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_runs_as_nobody_in_particular_and_says_what_it_is(image: str) -> None:
+    found = docker.from_env().images.get(image_name(image)).attrs["Config"]
+
+    assert found["User"] == "10001:10001"
+    assert found["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert found["Labels"]["org.opencontainers.image.version"] == image_name(image).rpartition(":")[2]
+    assert found["Healthcheck"]["Test"][0] == "CMD"
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_has_no_file_that_changes_who_runs_it(image: str) -> None:
+    found = in_image(image, "find", "/", "-xdev", "-type", "f", "-perm", "/6000")
+
+    assert found == ""
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_no_layer_was_made_with_a_secret(image: str) -> None:
+    made = docker.from_env().images.get(image_name(image))
+
+    words = json.dumps([made.history(), made.attrs["Config"]["Env"]]).upper()
+
+    assert [secret for secret in _SECRETS if secret in words] == []
+    assert in_image(image, "sh", "-c", "ls -A /root /home /tmp /wheels 2>/dev/null | grep -v : || true").split() == []
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_has_our_package_and_none_of_what_belongs_elsewhere(image: str) -> None:
+    program = (
+        "import importlib.util, prunella, sys; print(*[n for n in sys.argv[1:] if importlib.util.find_spec(n)], "
+        "prunella.__version__)"
+    )
+
+    found = in_image(image, "python", "-c", program, *WITHOUT[image]).split()
+
+    assert found == [image_name(image).rpartition(":")[2]]
+
+
+def test_airflow_finds_our_dags_in_its_image() -> None:
+    listed = in_image("airflow", "sh", "-c", "ls $AIRFLOW__CORE__DAGS_FOLDER")
+
+    assert {"pretrain_segment.py", "advance_experiments.py", "sweep_fleet.py"} <= set(listed.split())
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_has_a_bill_of_materials_with_what_is_in_it(image: str) -> None:
+    folder = Path(__file__).resolve().parents[2]
+    bill = json.loads((folder / "var" / "images" / f"{image}.cdx.json").read_text())
+
+    listed = {part["purl"] for part in bill["components"]}
+
+    pins = (folder / "requirements" / f"{LOCKS[image]}.lock").read_text().splitlines()
+    expected = {"pkg:pypi/" + pin.replace("==", "@") for pin in pins if not pin.startswith(("#", "torch=="))}
+    assert bill["bomFormat"] == "CycloneDX"
+    assert expected <= listed
+    assert any(name.startswith("pkg:deb/debian/libc6@") for name in listed)
