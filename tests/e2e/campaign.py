@@ -61,13 +61,14 @@ class Campaign:
     """One experiment under a root of its own, and the command line that runs it.
 
     `runs_by` is the command that runs experiments: `run`, or another that takes and means the same. `bucket` is the root
-    where that is no folder.
+    where that is no folder. `airflow` is the command line whose Airflow schedules, where that is another one.
     """
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
     runs_by: tuple[str, ...] = ("run",)
     bucket: str | None = None
+    airflow: Path = PRUNELLA
 
     @property
     def root(self) -> Path:
@@ -82,7 +83,8 @@ class Campaign:
         self.folder.mkdir(parents=True, exist_ok=True)
         configuration = self.folder / "experiment.toml"
         configuration.write_text(CONFIGURATION)
-        return self._call(*self.command(*self.runs_by), "--config", str(configuration), *options, timeout_s=timeout_s)
+        _, *command = self.command(*self.runs_by)
+        return self._call(str(self.airflow), *command, "--config", str(configuration), *options, timeout_s=timeout_s)
 
     def start(self, *options: str) -> subprocess.Popen[bytes]:
         """`prunella run` in the background, its output in `run.log`."""

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import prunella
+from prunella.errors import PrunellaError
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +59,22 @@ def _migrate(cached: Path) -> None:
     home.mkdir()
     logger.info("airflow_database_migrated_first_time folder=%s", cached.parent)
     try:
-        command = [sys.executable, "-m", "airflow", "db", "migrate"]
-        subprocess.run(command, env={**os.environ, **environment(home)}, check=True, capture_output=True)
+        migrate(environment(home))
         (home / "airflow.db").replace(cached)
     finally:
         shutil.rmtree(home)
+
+
+def migrate(variables: dict[str, str], python: str = sys.executable) -> None:
+    """Bring Airflow's database up to this Airflow's schema.
+
+    Raises:
+        PrunellaError: it could not be done, with Airflow's last words.
+    """
+    command = [python, "-m", "airflow", "db", "migrate"]
+    done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True)
+    if done.returncode:
+        last = "\n".join(done.stderr.strip().splitlines()[-3:])
+        raise PrunellaError(
+            f"Airflow's database could not be migrated; does it run, may we in, and is its driver installed? {last}"
+        )

@@ -1,6 +1,7 @@
 """A live Airflow (and, if wanted, MLflow's pages) on this machine, bound to loopback, on ports that are free.
 
-SQLite and the local executor; the database, the logs and a random password lie in one folder and survive restarts.
+The local executor, on SQLite in the folder, or on the database that PRUNELLA_DATABASE names, where several schedulers may
+share the work. Logs and a random password lie in one folder and survive restarts.
 """
 
 import base64
@@ -16,6 +17,7 @@ from typing import Any
 import httpx
 
 from prunella.errors import PrunellaError
+from prunella.launch.local import interpreter
 from prunella.node_processes import free_port
 from prunella.orchestration import airflow_home
 from prunella.orchestration.services import Service, Supervisor
@@ -28,12 +30,22 @@ START_TIMEOUT_S = 180.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LiveSettings:
-    """One folder and its ports. `mlflow_port` None runs no MLflow server."""
+    """One folder and its ports.
+
+    Args:
+        mlflow_port: None runs no MLflow server.
+        database: address of Airflow's database, as SQLAlchemy writes it; None is a SQLite file in the folder.
+        schedulers: how many share the work. SQLite allows one.
+        python: the interpreter of Airflow's programs. It needs no torch: stages run under PRUNELLA_PYTHON.
+    """
 
     folder: Path
     root: Path
     airflow_port: int
     mlflow_port: int | None
+    database: str | None = None
+    schedulers: int = 1
+    python: str = sys.executable
 
     @property
     def airflow_url(self) -> str:
@@ -59,6 +71,7 @@ def settings_for(folder: Path, *, with_mlflow: bool) -> LiveSettings:
         root=folder / "root",
         airflow_port=free_port(),
         mlflow_port=free_port() if with_mlflow else None,
+        database=os.environ.get("PRUNELLA_DATABASE") or None,
     )
 
 
@@ -111,6 +124,8 @@ def environment(settings: LiveSettings) -> dict[str, str]:
     }
     if settings.mlflow_url:
         variables["PRUNELLA_MLFLOW_UI"] = settings.mlflow_url
+    if settings.database:
+        variables["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = settings.database
     return variables
 
 
@@ -127,12 +142,18 @@ def services(settings: LiveSettings) -> tuple[Service, ...]:
     """The programs of a live Airflow, and of MLflow where it has a port."""
     variables = environment(settings)
     found = [
-        Service(name=name, command=(sys.executable, "-m", "airflow", name, *options), environment=variables)
-        for name, options in _AIRFLOW.items()
+        Service(name=name, command=(settings.python, "-m", "airflow", program, *options), environment=variables)
+        for program, options in _AIRFLOW.items()
+        for name in _names(program, settings)
     ]
     if settings.mlflow_port:
         found.append(Service(name="mlflow", command=_mlflow_command(settings), environment=_MLFLOW_ENVIRONMENT))
     return tuple(found)
+
+
+def _names(program: str, settings: LiveSettings) -> list[str]:
+    """Names of the services that run a program."""
+    return [program, *(f"{program}-{n}" for n in range(1, settings.schedulers if program == "scheduler" else 1))]
 
 
 _MLFLOW_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -141,13 +162,16 @@ _MLFLOW_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DI
 def _mlflow_command(settings: LiveSettings) -> tuple[str, ...]:
     (settings.root / "published").mkdir(parents=True, exist_ok=True)
     store = ("--backend-store-uri", settings.tracking_uri, "--workers", "1")
-    return (sys.executable, "-m", "mlflow", "server", *store, "--host", HOST, "--port", str(settings.mlflow_port))
+    return (interpreter(), "-m", "mlflow", "server", *store, "--host", HOST, "--port", str(settings.mlflow_port))
 
 
 def start(settings: LiveSettings) -> Supervisor:
     """The supervisor of a live Airflow, not yet entered."""
     settings.root.mkdir(parents=True, exist_ok=True)
-    airflow_home.prepare(settings.home)
+    if settings.database:
+        airflow_home.migrate(environment(settings), settings.python)
+    else:
+        airflow_home.prepare(settings.home)
     return Supervisor(services(settings), settings.folder / "logs")
 
 
