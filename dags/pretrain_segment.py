@@ -9,7 +9,7 @@ runs, writes the outcome to the ledger, mirrors everything to MLflow, and is red
 
 ## What pages a person
 The DAG run fails (`close_segment` is red): its log has the cause and the next step. `ask` waits, an hour at most, then
-stops. With `PRUNELLA_ALERT_WEBHOOK` set, a failed run is posted there.
+stops. With `PRUNELLA_ALERT_WEBHOOK` set, a failed run is posted there; `PRUNELLA_ALERT_TEMPLATE` decides what the letter says.
 
 ## How to run it
 *Trigger* with the form; the fields left empty keep what the experiment was opened with. Trigger again with only
@@ -32,6 +32,7 @@ from prunella.orchestration import airflow_operators as steps
 from prunella.orchestration import graph
 from prunella.orchestration.graph import Step
 from prunella.orchestration.leaving import leave
+from prunella.orchestration.notifier import Alert
 from prunella.records import Action
 
 EXPERIMENT = "1. Experiment"
@@ -89,7 +90,7 @@ with DAG(
     doc_md=__doc__,
     tags=["prunella"],
     max_active_runs=16,
-    on_failure_callback=steps.alert,
+    on_failure_callback=Alert(),
     render_template_as_native_obj=True,
     default_args={
         "retries": 5,

@@ -5,12 +5,9 @@ claim of the DAG run travels by XCom from `prepare_data`; everything else is in 
 is kept in Airflow's task state store, so that the next try, and a person, can find it.
 """
 
-import logging
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import httpx
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import BaseOperator, BaseOperatorLink, SkipMixin
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
@@ -20,6 +17,7 @@ from prunella.launch.handle import Handle
 from prunella.orchestration import closing, graph, judging, opening, stages
 from prunella.orchestration.claim import SegmentRun, claim, next_segment, read_claim, run_id_for
 from prunella.orchestration.leaving import may_leave
+from prunella.orchestration.notifier import Alert
 from prunella.orchestration.opening import StepFailed
 from prunella.orchestration.publishing import publish_apart
 from prunella.orchestration.stages import NotReached
@@ -255,7 +253,7 @@ class CloseSegment(SegmentStep):
         if close.outcome is Outcome.FAILED and run.is_unattended:
             # The command says the rest in one line; a red task would print a traceback instead.
             if not closing.is_fenced(run):
-                alert(context)
+                Alert()(context)
         elif close.outcome is Outcome.FAILED:
             raise AirflowFailException(f"segment {close.segment}: {close.message}")
         return close.outcome.value
@@ -280,15 +278,3 @@ class ContinueExperiment(TriggerDagRunOperator):
         self.trigger_run_id = run_id_for(ledger, segment)
         self.conf = {"root": run.root, "experiment": run.experiment}
         return super().execute(context)
-
-
-def alert(context: Any) -> None:
-    """Called when a DAG run fails: one CRITICAL event, and a POST to PRUNELLA_ALERT_WEBHOOK if that is set."""
-    dag_run = context["dag_run"]
-    text = f"prunella: DAG run {dag_run.run_id} of {dag_run.dag_id} failed; its close_segment says why"
-    logging.getLogger("prunella.alert").critical("segment_needs_a_person run_id=%s dag_id=%s", dag_run.run_id, dag_run.dag_id)
-    url = os.environ.get("PRUNELLA_ALERT_WEBHOOK")
-    if url:
-        httpx.post(
-            url, json={"text": text, "run_id": dag_run.run_id, "dag_id": dag_run.dag_id}, timeout=10.0
-        ).raise_for_status()
