@@ -46,6 +46,19 @@ def prepare(home: Path) -> None:
     shutil.copyfile(cached, database)
 
 
+def make_pool(home: Path, name: str, slots: int) -> None:
+    """Create a pool in the home's Airflow, unless it has one of that name: its size is then a person's choice."""
+    if _airflow(home, "pools", "get", name).returncode == 0:
+        return
+    _airflow(home, "pools", "set", name, str(slots), "A slot for each node of the fleet").check_returncode()
+    logger.info("airflow_pool_made name=%s slots=%s", name, slots)
+
+
+def _airflow(home: Path, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
+    command = [sys.executable, "-m", "airflow", *arguments]
+    return subprocess.run(command, env={**os.environ, **environment(home)}, check=False, capture_output=True)
+
+
 def _cached_database() -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "prunella" / f"airflow-{importlib.metadata.version('apache-airflow')}.db"
@@ -58,8 +71,7 @@ def _migrate(cached: Path) -> None:
     home.mkdir()
     logger.info("airflow_database_migrated_first_time folder=%s", cached.parent)
     try:
-        command = [sys.executable, "-m", "airflow", "db", "migrate"]
-        subprocess.run(command, env={**os.environ, **environment(home)}, check=True, capture_output=True)
+        _airflow(home, "db", "migrate").check_returncode()
         (home / "airflow.db").replace(cached)
     finally:
         shutil.rmtree(home)

@@ -17,7 +17,7 @@ import httpx
 
 from prunella.errors import PrunellaError
 from prunella.node_processes import free_port
-from prunella.orchestration import airflow_home
+from prunella.orchestration import airflow_home, scheduling
 from prunella.orchestration.services import Service, Supervisor
 
 USER = "admin"
@@ -148,6 +148,8 @@ def start(settings: LiveSettings) -> Supervisor:
     """The supervisor of a live Airflow, not yet entered."""
     settings.root.mkdir(parents=True, exist_ok=True)
     airflow_home.prepare(settings.home)
+    if slots := scheduling.node_slots():
+        airflow_home.make_pool(settings.home, scheduling.NODE_POOL, slots)
     return Supervisor(services(settings), settings.folder / "logs")
 
 

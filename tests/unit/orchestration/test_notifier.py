@@ -1,11 +1,8 @@
 """A failed run becomes one event and one letter, and nothing about an alert can make anything worse."""
 
 import asyncio
-import json
 import logging
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +11,7 @@ import pytest
 
 from prunella.node_processes import free_port
 from prunella.orchestration.notifier import FAILED, LATE, TEMPLATE, WEBHOOK, Alert
+from unit.orchestration.mailbox import Mailbox
 
 RUN_ID, DAG_ID = "demo__seg-0000__r0", "pretrain_segment"
 RUN = SimpleNamespace(run_id=RUN_ID, dag_id=DAG_ID, conf={"experiment": "demo"})
@@ -25,27 +23,6 @@ IN_TRIGGERER = {
 }
 #: What Airflow's DAG processor hands to the callback of a run whose last task it cannot tell.
 IN_DAG_PROCESSOR = {"dag": SimpleNamespace(dag_id=DAG_ID), "run_id": RUN_ID, "reason": "task_failure"}
-
-
-class Mailbox:
-    """An HTTP server that keeps what was posted to it."""
-
-    def __init__(self, status: int = 200) -> None:
-        letters: list[dict[str, Any]] = []
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                letters.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(status)
-                self.end_headers()
-
-            def log_message(self, *_arguments: object) -> None:
-                """Quiet."""
-
-        self.letters = letters
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}/hook-secret"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
 
 @pytest.fixture
