@@ -1,10 +1,13 @@
 """Airflow's own scheduling code on a database of its own, without its daemon: prints what it decided as JSON.
 
-Run by test_scheduler.py as `scheduler_job.py`, in an environment that names a migrated Airflow home.
+Run by test_scheduler.py in an environment that names a migrated Airflow home. `scheduler_job.py nodes` says who may work on
+nodes and what comes of a missed deadline; `scheduler_job.py advance ROOT` what `advance_experiments` triggers.
 """
 
 import asyncio
+import importlib.util
 import json
+import sys
 from typing import Any
 
 from airflow.dag_processing.bundles.manager import DagBundlesManager
@@ -13,6 +16,7 @@ from airflow.executors.local_executor import LocalExecutor
 from airflow.jobs.job import Job
 from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
 from airflow.models.dagbag import DBDagBag
+from airflow.models.dagrun import DagRun
 from airflow.models.deadline import Deadline
 from airflow.models.taskinstance import TaskInstance
 from airflow.sdk._shared.timezones import timezone
@@ -23,9 +27,13 @@ from airflow.utils.types import DagRunTriggeredByType, DagRunType
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from prunella.orchestration.airflow_home import dags_folder
+
 DAG_ID = "pretrain_segment"
 TRAIN, GATE = "attempt_0.train_segment", "attempt_0.gate_node"
 RUNS = ("a__seg-0000__r0", "b__seg-0000__r0")
+#: The run of an experiment whose ledger shows no sign of life.
+QUIET = "demo__seg-0000__r0"
 
 
 def parse(session: Session) -> None:
@@ -110,14 +118,40 @@ async def _events(trigger: CallbackTrigger) -> list[str]:
     return [str(event.payload["state"]) async for event in trigger.run()]
 
 
+def advance(root: str, session: Session) -> dict[str, Any]:
+    """Runs of segments before and after Airflow let go of the experiment's first."""
+    parse(session)
+    trigger(QUIET, session)
+    found = {"in hand": _runs_after_advancing(root, session)}
+    session.scalars(select(DagRun).filter_by(dag_id=DAG_ID, run_id=QUIET)).one().state = DagRunState.FAILED
+    session.commit()
+    return found | {"let go": _runs_after_advancing(root, session)}
+
+
+def _runs_after_advancing(root: str, session: Session) -> list[str]:
+    spec = importlib.util.spec_from_file_location("advance_under_test", dags_folder() / "advance_experiments.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    tick = module.dag.test(run_conf={"root": root})
+    assert str(tick.state) == "success", tick.state
+    session.expire_all()
+    return sorted(session.scalars(select(DagRun.run_id).filter_by(dag_id=DAG_ID)))
+
+
+def nodes(session: Session) -> dict[str, Any]:
+    """Who may work on nodes, and what comes of a missed deadline."""
+    parse(session)
+    for run_id in RUNS:
+        trigger(run_id, session)
+    found: dict[str, Any] = {"turns": nodes_in_turn(session), "deadlines": session.query(Deadline).count()}
+    return found | ({"missed": miss_deadline(session)} if found["deadlines"] else {})
+
+
 def main() -> None:
     with create_session() as session:
-        parse(session)
-        for run_id in RUNS:
-            trigger(run_id, session)
-        found: dict[str, Any] = {"turns": nodes_in_turn(session), "deadlines": session.query(Deadline).count()}
-        if found["deadlines"]:
-            found["missed"] = miss_deadline(session)
+        found = advance(sys.argv[2], session) if sys.argv[1] == "advance" else nodes(session)
     print("FOUND " + json.dumps(found))
 
 

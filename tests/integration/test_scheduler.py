@@ -1,5 +1,6 @@
 """Slots and deadlines as Airflow's own scheduler understands them, on a database of its own (scheduler_job.py)."""
 
+import dataclasses
 import json
 import os
 import sqlite3
@@ -17,6 +18,7 @@ from prunella.orchestration import airflow_home
 from prunella.orchestration.notifier import WEBHOOK
 from prunella.orchestration.scheduling import DEADLINE_S, NODE_POOL, POOL_SLOTS
 from unit.orchestration.mailbox import Mailbox
+from unit.orchestration.story import CONFIG, Story
 
 JOB = Path(__file__).with_name("scheduler_job.py")
 
@@ -63,7 +65,7 @@ def with_settings(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Sche
     airflow_home.prepare(home)
     airflow_home.make_pool(home, NODE_POOL, 3)
     settings = {POOL_SLOTS: "3", DEADLINE_S: "0.001", WEBHOOK: mailbox.address}
-    found = answer_of(home, [str(JOB)], **settings, AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION="false")
+    found = answer_of(home, [str(JOB), "nodes"], **settings, AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION="false")
     mailbox.server.shutdown()
     return Scheduled(home=home, found=found, letters=mailbox.letters)
 
@@ -72,7 +74,7 @@ def with_settings(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Sche
 def without_settings(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Scheduled:
     home = tmp_path_factory.mktemp("home")
     airflow_home.prepare(home)
-    found = answer_of(home, [str(JOB)], AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION="false")
+    found = answer_of(home, [str(JOB), "nodes"], AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION="false")
     return Scheduled(home=home, found=found, letters=[])
 
 
@@ -107,6 +109,16 @@ def test_a_pool_that_is_there_keeps_its_size(with_settings: Scheduled) -> None:
 
     with closing(sqlite3.connect(with_settings.home / "airflow.db")) as database:
         assert dict(database.execute("select pool, slots from slot_pool")) == {"default_pool": 128, NODE_POOL: 3}
+
+
+def test_a_quiet_run_is_taken_up_again_only_once_airflow_has_let_it_go(cache: Path, tmp_path: Path) -> None:
+    story = Story(root=str(tmp_path / "root"), config=dataclasses.replace(CONFIG, schedule="continuous")).begin()
+    story.open_attempt(story.open_run(0), 0)
+    airflow_home.prepare(tmp_path / "home")
+
+    found = answer_of(tmp_path / "home", [str(JOB), "advance", story.root], AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION="false")
+
+    assert found == {"in hand": ["demo__seg-0000__r0"], "let go": ["demo__seg-0000__r0", "demo__seg-0000__r1"]}
 
 
 def test_run_without_a_scheduler_leaves_slots_and_deadline_out(cache: Path, tmp_path: Path) -> None:
