@@ -35,11 +35,14 @@ with DAG(
 ) as dag:
 
     @task
-    def find_due(params=None, dag_run=None):
+    def find_due(params=None, ti=None):
         """Experiments that are due, as arguments of a trigger each."""
         from prunella.orchestration.advance import due_runs
 
-        return due_runs(params["root"])
+        def is_in_hand(run_id):
+            return ti.get_dr_count("pretrain_segment", run_ids=[run_id], states=["queued", "running"]) > 0
+
+        return due_runs(params["root"], is_in_hand=is_in_hand)
 
     TriggerDagRunOperator.partial(
         task_id="trigger",

@@ -9,12 +9,17 @@ runs, writes the outcome to the ledger, mirrors everything to MLflow, and is red
 
 ## What pages a person
 The DAG run fails (`close_segment` is red): its log has the cause and the next step. `ask` waits, an hour at most, then
-stops. With `PRUNELLA_ALERT_WEBHOOK` set, a failed run is posted there.
+stops. With `PRUNELLA_ALERT_WEBHOOK` set, a failed run is posted there, and one that has not ended
+`PRUNELLA_SEGMENT_DEADLINE_S` after it was queued; `PRUNELLA_ALERT_TEMPLATE` decides what the letter says.
 
 ## How to run it
 *Trigger* with the form; the fields left empty keep what the experiment was opened with. Trigger again with only
 `experiment` and `root` to run the next segment, or to take up one that failed: nothing verified is ever trained twice.
 Clearing a single task is safe, but a new run is what you want: attempts are opened by runs.
+
+## Why a task stays scheduled
+Its nodes are in use: with `PRUNELLA_POOL_SLOTS` set, work on nodes waits for slots of the pool `prunella_nodes`, which must
+exist and have at least that many. *Admin, Pools* shows who holds them.
 
 ## Where to look
 The verdict's log names the row of the policy that decided. The links on `close_segment` open MLflow and the report.
@@ -32,6 +37,8 @@ from prunella.orchestration import airflow_operators as steps
 from prunella.orchestration import graph
 from prunella.orchestration.graph import Step
 from prunella.orchestration.leaving import leave
+from prunella.orchestration.notifier import Alert
+from prunella.orchestration.scheduling import on_all_nodes, on_one_node, segment_deadline
 from prunella.records import Action
 
 EXPERIMENT = "1. Experiment"
@@ -89,7 +96,8 @@ with DAG(
     doc_md=__doc__,
     tags=["prunella"],
     max_active_runs=16,
-    on_failure_callback=steps.alert,
+    on_failure_callback=Alert(),
+    deadline=segment_deadline(),
     render_template_as_native_obj=True,
     default_args={
         "retries": 5,
@@ -123,11 +131,13 @@ with DAG(
                 rung=rung,
                 trigger_rule=TriggerRule.ALL_SUCCESS if rung == 0 else TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
             )
-            gate_node = steps.GateNode.partial(task_id=Step.GATE_NODE, map_index_template="{{ node }}").expand(
+            gate_node = steps.GateNode.partial(task_id=Step.GATE_NODE, map_index_template="{{ node }}", **on_one_node()).expand(
                 request=open_attempt.output
             )
-            gate_fabric = steps.GateFabric(task_id=Step.GATE_FABRIC, rung=rung, trigger_rule=TriggerRule.ALL_DONE)
-            train_segment = steps.TrainSegment(task_id=Step.TRAIN_SEGMENT, rung=rung)
+            gate_fabric = steps.GateFabric(
+                task_id=Step.GATE_FABRIC, rung=rung, trigger_rule=TriggerRule.ALL_DONE, **on_all_nodes()
+            )
+            train_segment = steps.TrainSegment(task_id=Step.TRAIN_SEGMENT, rung=rung, **on_all_nodes())
             validate_checkpoint = steps.ValidateCheckpoint(task_id=Step.VALIDATE_CHECKPOINT, rung=rung)
             verdict = steps.Verdict(task_id=Step.VERDICT, rung=rung, trigger_rule=TriggerRule.ALL_DONE)
             open_attempt >> gate_node >> gate_fabric >> train_segment >> validate_checkpoint >> verdict

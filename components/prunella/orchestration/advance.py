@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,31 @@ DEAD_AFTER_S = 900.0
 _RUNG_STAGES = (Stage.GATE_FABRIC, Stage.TRAINING_SEGMENT, Stage.CHECKPOINT_VALIDATION, Stage.EVALUATION)
 
 
-def due_runs(root: str, *, now_ns: int | None = None) -> list[dict[str, Any]]:
-    """Arguments of one trigger for each experiment that is due: run id and configuration."""
+#: Whether the orchestrator still has the DAG run of that id in hand.
+InHand = Callable[[str], bool]
+
+
+def in_nobodys_hand(_run_id: str) -> bool:
+    """Where no orchestrator can be asked."""
+    return False
+
+
+def due_runs(root: str, *, is_in_hand: InHand = in_nobodys_hand, now_ns: int | None = None) -> list[dict[str, Any]]:
+    """Arguments of one trigger for each experiment that is due: run id and configuration.
+
+    Args:
+        is_in_hand: asked of a run that shows no sign of life: its next task may be waiting for slots, for hours.
+    """
     at_ns = time.time_ns() if now_ns is None else now_ns
     store = open_patiently(root)
-    return [trigger for name in list_experiments(store) if (trigger := _if_due(root, name, at_ns)) is not None]
+    return [trigger for name in list_experiments(store) if (trigger := _if_due(root, name, at_ns, is_in_hand)) is not None]
 
 
-def _if_due(root: str, name: str, now_ns: int) -> dict[str, Any] | None:
+def _if_due(root: str, name: str, now_ns: int, is_in_hand: InHand) -> dict[str, Any] | None:
     """The trigger of one experiment. One that cannot be read keeps no other from advancing."""
     try:
         ledger = open_ledger(root, name)
-        return _trigger(ledger) if is_due(ledger, now_ns) else None
+        return _trigger(ledger) if is_due(ledger, now_ns, is_in_hand) else None
     except PrunellaError as error:
         logger.error("experiment_not_advanced experiment=%s error=%s", name, error)
         return None
@@ -50,7 +63,7 @@ def _trigger(ledger: Ledger) -> dict[str, Any]:
     return {"trigger_run_id": run_id, "conf": {"root": ledger.store.root, "experiment": ledger.name}}
 
 
-def is_due(ledger: Ledger, now_ns: int) -> bool:
+def is_due(ledger: Ledger, now_ns: int, is_in_hand: InHand = in_nobodys_hand) -> bool:
     """Whether the experiment's next DAG run should be triggered now."""
     segment = next_segment(ledger)
     if segment is None or ledger.is_stop_requested():
@@ -60,7 +73,7 @@ def is_due(ledger: Ledger, now_ns: int) -> bool:
         return _is_time(ledger, ledger.experiment().opened_ns, now_ns)
     close = ledger.closed(last.segment, last.run_index)
     if close is None:
-        return _is_dead(ledger, last, now_ns)
+        return _is_dead(ledger, last, now_ns) and not is_in_hand(last.run_id)
     return may_continue(ledger, close) and _is_time(ledger, last.opened_ns, now_ns)
 
 

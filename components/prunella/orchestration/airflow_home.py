@@ -47,6 +47,43 @@ def prepare(home: Path) -> None:
     shutil.copyfile(cached, database)
 
 
+def make_pool(name: str, slots: int, variables: dict[str, str], python: str = sys.executable) -> None:
+    """Create a pool in an Airflow, unless it has one of that name: its size is then a person's choice.
+
+    Raises:
+        PrunellaError: Airflow refused, with its last words.
+    """
+    if _airflow(["pools", "get", name], variables, python).returncode == 0:
+        return
+    done = _airflow(["pools", "set", name, str(slots), "A slot for each node of the fleet"], variables, python)
+    if done.returncode:
+        raise PrunellaError(f"Airflow made no pool {name}: {_last_words(done)}")
+    logger.info("airflow_pool_made name=%s slots=%s", name, slots)
+
+
+def migrate(variables: dict[str, str], python: str = sys.executable) -> None:
+    """Bring Airflow's database up to this Airflow's schema.
+
+    Raises:
+        PrunellaError: it could not be done, with Airflow's last words.
+    """
+    done = _airflow(["db", "migrate"], variables, python)
+    if done.returncode:
+        raise PrunellaError(
+            "Airflow's database could not be migrated; does it run, does it let us in, and is its driver installed? "
+            f"{_last_words(done)}"
+        )
+
+
+def _airflow(arguments: list[str], variables: dict[str, str], python: str) -> "subprocess.CompletedProcess[str]":
+    command = [python, "-m", "airflow", *arguments]
+    return subprocess.run(command, env={**os.environ, **variables}, check=False, capture_output=True, text=True)
+
+
+def _last_words(done: "subprocess.CompletedProcess[str]") -> str:
+    return "\n".join(done.stderr.strip().splitlines()[-3:])
+
+
 def _cached_database() -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "prunella" / f"airflow-{importlib.metadata.version('apache-airflow')}.db"
@@ -63,18 +100,3 @@ def _migrate(cached: Path) -> None:
         (home / "airflow.db").replace(cached)
     finally:
         shutil.rmtree(home)
-
-
-def migrate(variables: dict[str, str], python: str = sys.executable) -> None:
-    """Bring Airflow's database up to this Airflow's schema.
-
-    Raises:
-        PrunellaError: it could not be done, with Airflow's last words.
-    """
-    command = [python, "-m", "airflow", "db", "migrate"]
-    done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True)
-    if done.returncode:
-        last = "\n".join(done.stderr.strip().splitlines()[-3:])
-        raise PrunellaError(
-            f"Airflow's database could not be migrated; does it run, may we in, and is its driver installed? {last}"
-        )

@@ -5,21 +5,20 @@ claim of the DAG run travels by XCom from `prepare_data`; everything else is in 
 is kept in Airflow's task state store, so that the next try, and a person, can find it.
 """
 
-import logging
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import httpx
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import BaseOperator, BaseOperatorLink, SkipMixin
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from prunella.errors import ConfigError
 from prunella.launch.handle import Handle
-from prunella.orchestration import closing, graph, judging, opening, stages
+from prunella.orchestration import closing, graph, judging, lineage, opening, stages
 from prunella.orchestration.claim import SegmentRun, claim, next_segment, read_claim, run_id_for
 from prunella.orchestration.leaving import may_leave
+from prunella.orchestration.lineage import Lineage, in_openlineage
+from prunella.orchestration.notifier import Alert
 from prunella.orchestration.opening import StepFailed
 from prunella.orchestration.publishing import publish_apart
 from prunella.orchestration.stages import NotReached
@@ -76,6 +75,7 @@ class SegmentStep(BaseOperator, SkipMixin):
     """Base: finds the run, runs `work`, translates its end."""
 
     ui_color = "#e8f3ec"
+    segment_run: SegmentRun | None = None
 
     def work(self, run: SegmentRun, context: Any) -> Any:
         """The step itself; what it returns is pushed to XCom."""
@@ -88,7 +88,8 @@ class SegmentStep(BaseOperator, SkipMixin):
     def translated(self, context: Any) -> Any:
         """The step, and how it ended in Airflow's words."""
         try:
-            return self.work(self.run_of(context), context)
+            run = self.segment_run = self.run_of(context)
+            return self.work(run, context)
         except NotReached as skipped:
             raise AirflowSkipException(str(skipped)) from skipped
         except ConfigError as error:
@@ -121,7 +122,20 @@ class SegmentStep(BaseOperator, SkipMixin):
         self.skip(context["ti"], [task for task in self.dag.tasks if task.task_id not in spared])
 
 
-class PrepareData(SegmentStep):
+class LineageStep(SegmentStep):
+    """A step that says what went in and what came out, where Airflow's OpenLineage provider asks."""
+
+    def lineage(self, run: SegmentRun) -> Lineage:
+        """Read from the ledger, once the step has ended."""
+        raise NotImplementedError
+
+    def get_openlineage_facets_on_complete(self, _task_instance: Any) -> Any:
+        """The provider's name for the question; it asks so after a failure too."""
+        run = self.segment_run
+        return in_openlineage(run.root, self.lineage(run)) if run is not None else None
+
+
+class PrepareData(LineageStep):
     """Opens the experiment if it is new, claims its next segment, and has its data set made or verified."""
 
     def run_of(self, context: Any) -> SegmentRun:
@@ -136,6 +150,9 @@ class PrepareData(SegmentStep):
             return opening.prepare_data(run, self.keep(context))
         except StepFailed as failed:
             return self.close_early(context, failed)
+
+    def lineage(self, run: SegmentRun) -> Lineage:
+        return lineage.of_data_prep(run)
 
 
 class OpenSegment(SegmentStep):
@@ -184,18 +201,24 @@ class GateFabric(RungStep):
         return stages.gate_fabric(run, self.rung, self.keep(context))
 
 
-class TrainSegment(RungStep):
+class TrainSegment(RungStep, LineageStep):
     """Trains what is left of the segment. Started once an attempt; a later try re-attaches."""
 
     def work(self, run: SegmentRun, context: Any) -> Any:
         return stages.train_segment(run, self.rung, self.keep(context))
 
+    def lineage(self, run: SegmentRun) -> Lineage:
+        return lineage.of_training(run, self.rung)
 
-class ValidateCheckpoint(RungStep):
+
+class ValidateCheckpoint(RungStep, LineageStep):
     """Judges the attempt's last candidate."""
 
     def work(self, run: SegmentRun, context: Any) -> Any:
         return stages.validate_checkpoint(run, self.rung, self.keep(context))
+
+    def lineage(self, run: SegmentRun) -> Lineage:
+        return lineage.of_validation(run, self.rung)
 
 
 class Verdict(RungStep):
@@ -255,7 +278,7 @@ class CloseSegment(SegmentStep):
         if close.outcome is Outcome.FAILED and run.is_unattended:
             # The command says the rest in one line; a red task would print a traceback instead.
             if not closing.is_fenced(run):
-                alert(context)
+                Alert()(context)
         elif close.outcome is Outcome.FAILED:
             raise AirflowFailException(f"segment {close.segment}: {close.message}")
         return close.outcome.value
@@ -280,15 +303,3 @@ class ContinueExperiment(TriggerDagRunOperator):
         self.trigger_run_id = run_id_for(ledger, segment)
         self.conf = {"root": run.root, "experiment": run.experiment}
         return super().execute(context)
-
-
-def alert(context: Any) -> None:
-    """Called when a DAG run fails: one CRITICAL event, and a POST to PRUNELLA_ALERT_WEBHOOK if that is set."""
-    dag_run = context["dag_run"]
-    text = f"prunella: DAG run {dag_run.run_id} of {dag_run.dag_id} failed; its close_segment says why"
-    logging.getLogger("prunella.alert").critical("segment_needs_a_person run_id=%s dag_id=%s", dag_run.run_id, dag_run.dag_id)
-    url = os.environ.get("PRUNELLA_ALERT_WEBHOOK")
-    if url:
-        httpx.post(
-            url, json={"text": text, "run_id": dag_run.run_id, "dag_id": dag_run.dag_id}, timeout=10.0
-        ).raise_for_status()

@@ -19,7 +19,7 @@ import httpx
 from prunella.errors import PrunellaError
 from prunella.launch.local import interpreter
 from prunella.node_processes import free_port
-from prunella.orchestration import airflow_home
+from prunella.orchestration import airflow_home, scheduling
 from prunella.orchestration.services import Service, Supervisor
 
 USER = "admin"
@@ -168,10 +168,13 @@ def _mlflow_command(settings: LiveSettings) -> tuple[str, ...]:
 def start(settings: LiveSettings) -> Supervisor:
     """The supervisor of a live Airflow, not yet entered."""
     settings.root.mkdir(parents=True, exist_ok=True)
+    variables = environment(settings)
     if settings.database:
-        airflow_home.migrate(environment(settings), settings.python)
+        airflow_home.migrate(variables, settings.python)
     else:
         airflow_home.prepare(settings.home)
+    if slots := scheduling.node_slots():
+        airflow_home.make_pool(scheduling.NODE_POOL, slots, variables, settings.python)
     return Supervisor(services(settings), settings.folder / "logs")
 
 

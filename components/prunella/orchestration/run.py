@@ -19,7 +19,7 @@ from prunella import faults
 from prunella.errors import StorageError
 from prunella.launch.engine import container_engine
 from prunella.ledger import Ledger
-from prunella.orchestration import airflow_home, closing
+from prunella.orchestration import airflow_home, closing, scheduling
 from prunella.orchestration.claim import next_segment, run_id_for
 from prunella.orchestration.leaving import Leave, listen
 from prunella.orchestration.submit import Submission, open_experiment
@@ -111,6 +111,8 @@ def dag_test_engine() -> Iterator[RunSegment]:
 def _load_dag(home: Path) -> Any:
     airflow_home.prepare(home)
     os.environ.update(airflow_home.environment(home) | {"AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR"})
+    for setting in scheduling.SETTINGS:
+        os.environ.pop(setting, None)  # no scheduler: no slots to wait for, nobody to watch a clock
     path = airflow_home.dags_folder() / "pretrain_segment.py"
     spec = importlib.util.spec_from_file_location("prunella_dag_pretrain_segment", path)
     assert spec is not None

@@ -151,7 +151,8 @@ class Story:
 
     # ---------------------------------------------------------------------------- stages
 
-    def prepare_data(self) -> None:
+    def prepare_data(self, *, of: SegmentRun | None = None) -> None:
+        """The data set; `of` a run, also that run's own answer."""
         record = DataPrepRecord(
             stage=Stage.DATA_PREP,
             verdict=Verdict.ACCEPTED,
@@ -165,6 +166,8 @@ class Story:
             quarantined=0,
         )
         self.ledger.put(self.ledger.dataset_key, record)
+        if of is not None:
+            self.ledger.put(f"{self.ledger.segment_prefix(of.segment)}/runs/{of.run_index:02d}/data_prep.json", record)
 
     def gate(self, attempt: AttemptOpened, *, bad: str | None = None, silent: str | None = None) -> None:
         """Every node's own gate, then the fabric over two of those that passed."""
@@ -256,11 +259,11 @@ class Story:
 
     def validate(self, attempt: AttemptOpened, ref: CheckpointRef, *, is_good: bool = True) -> None:
         """The attempt's own validation of its last candidate."""
-        self.ask(attempt, Stage.CHECKPOINT_VALIDATION)
+        self.ask(attempt, Stage.CHECKPOINT_VALIDATION, ref)
         self.put_record(attempt, Stage.CHECKPOINT_VALIDATION, self.judge_checkpoint(ref, is_good=is_good))
 
-    def ask(self, attempt: AttemptOpened, stage: Stage) -> None:
-        """The request alone: evidence that the stage was to run."""
+    def ask(self, attempt: AttemptOpened, stage: Stage, ref: CheckpointRef | None = None) -> None:
+        """The request alone: evidence that the stage was to run. `ref`: the checkpoint it is about, if that matters."""
         ledger = self.ledger
         common = {
             "stage": stage,
@@ -269,7 +272,7 @@ class Story:
             "config_digest": digest(self.config),
             "output": ledger.record_key(attempt.segment, attempt.attempt, stage),
         }
-        ref = CheckpointRef(name="0000-00-0000", step=1, manifest_sha256=DIGEST)
+        ref = ref or CheckpointRef(name="0000-00-0000", step=1, manifest_sha256=DIGEST)
         requests = {
             Stage.GATE_FABRIC: lambda: GateFabricRequest(wanted=2, **common),
             Stage.TRAINING_SEGMENT: lambda: TrainRequest(

@@ -143,6 +143,18 @@ def test_a_run_that_died_without_a_close_is_due_under_the_next_id_whatever_the_s
     assert [due["trigger_run_id"] for due in due_runs(root, now_ns=DEAD)] == ["demo__seg-0000__r1"]
 
 
+def test_a_run_whose_next_task_waits_for_slots_is_not_dead_however_long_it_waits(story: Story) -> None:
+    story.open_attempt(story.open_run(0), 0)
+    asked = []
+
+    def is_in_hand(run_id: str) -> bool:
+        asked.append(run_id)
+        return True
+
+    assert due_runs(story.root, now_ns=DEAD + 100 * HOUR, is_in_hand=is_in_hand) == []
+    assert asked == ["demo__seg-0000__r0"]
+
+
 def test_a_run_that_wrote_something_lately_is_not_dead(story: Story) -> None:
     story.open_attempt(story.open_run(0), 0)
 

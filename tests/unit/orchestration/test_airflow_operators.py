@@ -1,55 +1,19 @@
-"""The operators translate: how a step ended becomes Airflow's word for it, and a failed run becomes one alert."""
+"""The operators translate: how a step ended becomes Airflow's word for it."""
 
-import json
-import logging
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from prunella.errors import Cause, ConfigError, StorageUnavailable
 from prunella.launch.handle import Process
 from prunella.orchestration import closing
-from prunella.orchestration.airflow_operators import OpenSegment, SegmentStep, alert, submission_from
+from prunella.orchestration.airflow_operators import OpenSegment, SegmentStep, submission_from
 from prunella.orchestration.stages import NotReached
 from prunella.records import Action
 from unit.orchestration.story import Story, incident
-
-RUN = SimpleNamespace(run_id="demo__seg-0000__r0", dag_id="pretrain_segment")
-
-
-class Mailbox:
-    """An HTTP server that keeps what was posted to it."""
-
-    def __init__(self, status: int = 200) -> None:
-        letters: list[dict[str, Any]] = []
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                letters.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(status)
-                self.end_headers()
-
-            def log_message(self, *_arguments: object) -> None:
-                """Quiet."""
-
-        self.letters = letters
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}/hook"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-
-@pytest.fixture
-def mailbox() -> Iterator[Mailbox]:
-    made = Mailbox()
-    yield made
-    made.server.shutdown()
 
 
 def step_that(raises: Exception | None, gives: object = None) -> SegmentStep:
@@ -109,42 +73,6 @@ def test_a_form_with_empty_fields_asks_for_nothing() -> None:
 
     assert not asked.is_configured
     assert (asked.root, asked.experiment, asked.faults) == ("/r", "demo", ())
-
-
-# ------------------------------------------------------------------------------------------------ the alert
-
-
-def test_a_failed_run_is_one_critical_event_and_one_letter(
-    mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("PRUNELLA_ALERT_WEBHOOK", mailbox.address)
-
-    with caplog.at_level(logging.CRITICAL, logger="prunella.alert"):
-        alert({"dag_run": RUN})
-
-    (letter,) = mailbox.letters
-    assert (letter["run_id"], letter["dag_id"]) == (RUN.run_id, RUN.dag_id)
-    assert "close_segment says why" in letter["text"]
-    assert [record.levelname for record in caplog.records] == ["CRITICAL"]
-
-
-def test_without_an_address_nothing_is_posted(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PRUNELLA_ALERT_WEBHOOK", raising=False)
-
-    alert({"dag_run": RUN})
-
-    assert mailbox.letters == []
-
-
-def test_an_alert_that_nobody_took_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    refusing = Mailbox(status=500)
-    monkeypatch.setenv("PRUNELLA_ALERT_WEBHOOK", refusing.address)
-
-    try:
-        with pytest.raises(httpx.HTTPStatusError):
-            alert({"dag_run": RUN})
-    finally:
-        refusing.server.shutdown()
 
 
 @pytest.mark.parametrize(("cause", "is_fenced"), [(Cause.FENCED, True), (Cause.PROCESS_CRASH, False)])

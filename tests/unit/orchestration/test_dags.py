@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from prunella.errors import ConfigError
 from prunella.orchestration import graph
 from prunella.orchestration.airflow_home import dags_folder
+from prunella.orchestration.scheduling import NODE_POOL, on_all_nodes, segment_deadline
 from prunella.records import Action
 
 DAGS = dags_folder()
@@ -123,6 +125,77 @@ def test_a_form_refuses_what_cannot_be_meant(bag: Any, name: str, value: object)
         param.resolve(value)
 
 
+# ------------------------------------------------------------------------------------------------ the scheduler
+
+ON_NODES = {graph.Step.GATE_NODE: 1, graph.Step.GATE_FABRIC: 3, graph.Step.TRAIN_SEGMENT: 3}
+
+
+@pytest.fixture(scope="module")
+def scheduled() -> dict[str, Any]:
+    """What Airflow's scheduler is told of the segment's DAG where slots and a deadline are set: parsed and serialized."""
+    program = (
+        "import importlib.util, json, sys\n"
+        "from airflow.serialization.serialized_objects import DagSerialization\n"
+        "spec = importlib.util.spec_from_file_location('dag_under_test', sys.argv[1])\n"
+        "module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "dag = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(module.dag))\n"
+        "tasks = {task.task_id: [task.pool, task.pool_slots, type(task.weight_rule).__name__] for task in dag.tasks}\n"
+        "print('FOUND ' + json.dumps({'tasks': tasks, 'deadline': dag.deadline}))\n"
+    )
+    return answer_of(program, DAGS / "pretrain_segment.py", PRUNELLA_POOL_SLOTS="3", PRUNELLA_SEGMENT_DEADLINE_S="5400")
+
+
+def test_without_settings_every_task_is_in_the_default_pool_and_there_is_no_deadline(bag: Any) -> None:
+    dag = bag.dags["pretrain_segment"]
+
+    assert {(task.pool, task.pool_slots) for task in dag.tasks} == {("default_pool", 1)}
+    assert dag.deadline is None
+
+
+def test_work_on_nodes_takes_a_slot_a_node_and_nothing_else_does(scheduled: dict[str, Any]) -> None:
+    found = {name: (pool, slots) for name, (pool, slots, _) in scheduled["tasks"].items() if pool != "default_pool"}
+
+    assert found == {
+        graph.in_rung(rung, step): (NODE_POOL, slots) for rung in range(graph.RUNGS) for step, slots in ON_NODES.items()
+    }
+
+
+def test_of_two_that_wait_for_nodes_the_one_that_is_further_goes_first(scheduled: dict[str, Any]) -> None:
+    rules = {rule for pool, _, rule in scheduled["tasks"].values() if pool == NODE_POOL}
+
+    assert rules == {"_UpstreamPriorityWeightStrategy"}
+
+
+def test_a_segment_that_takes_too_long_is_told_by_the_triggerer_with_the_same_notifier(scheduled: dict[str, Any]) -> None:
+    (deadline,) = scheduled["deadline"]
+
+    assert "DagRunQueuedAtDeadline" in json.dumps(deadline["reference"])
+    assert "5400" in json.dumps(deadline["interval"])
+    assert "prunella.orchestration.notifier.Alert" in json.dumps(deadline["callback"])
+    assert "AsyncCallback" in json.dumps(deadline["callback"])
+    assert '"late"' in json.dumps(deadline["callback"])
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "three", "1.5"])
+def test_slots_that_cannot_be_meant_are_refused_with_advice(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("PRUNELLA_POOL_SLOTS", value)
+
+    with pytest.raises(ConfigError, match="how many nodes the fleet has"):
+        on_all_nodes()
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "an hour", "nan", "1e300"])
+def test_a_deadline_that_cannot_be_meant_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("PRUNELLA_SEGMENT_DEADLINE_S", value)
+
+    with pytest.raises(ConfigError, match="expected seconds above 0"):
+        segment_deadline()
+
+
+# ------------------------------------------------------------------------------------------------ what a parse costs
+
+
 @pytest.fixture(scope="module")
 def loaded_modules() -> dict[str, list[str]]:
     """For each DAG file, which heavy libraries a fresh process has loaded once it imported the file (cumulatively)."""
@@ -135,8 +208,13 @@ def loaded_modules() -> dict[str, list[str]]:
         f"    found[path] = [name for name in {HEAVY!r} if name in sys.modules]\n"
         "print('FOUND ' + json.dumps(found))\n"
     )
-    command = [sys.executable, "-c", program, *map(str, FILES)]
-    answer = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=True)
+    return answer_of(program, *FILES)
+
+
+def answer_of(program: str, *arguments: Path, **environment: str) -> dict[str, Any]:
+    """What a program prints after FOUND, in a process that has imported nothing yet."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    answer = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
     line = next(line for line in answer.stdout.splitlines() if line.startswith("FOUND "))
     return json.loads(line.removeprefix("FOUND "))
 
