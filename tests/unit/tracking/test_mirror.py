@@ -11,7 +11,8 @@ import yaml
 
 from prunella.errors import TrackingUnavailable
 from prunella.tracking.history import read_history
-from prunella.tracking.mirror import MirrorResult, mirror, without_password
+from prunella.tracking.mirror import MirrorResult, mirror
+from prunella.tracking.mlflow_door import without_password
 from unit.tracking.campaign import Campaign, open_campaign, play, play_crash, play_segment_0, play_segment_1
 
 mlflow = pytest.importorskip("mlflow", reason="needs the component extra (mlflow)")
