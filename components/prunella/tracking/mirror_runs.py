@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from prunella.tracking.airflow_context import stamp
 from prunella.tracking.history import Attempt, History
 from prunella.tracking.mirror_values import set_tags
 from prunella.tracking.mlflow_door import Door
@@ -94,5 +95,5 @@ def _find_run(door: Door, tags: Mapping[str, str]) -> str | None:
 
 
 def _create_run(door: Door, started_ns: int, tags: Mapping[str, str], name: str) -> str:
-    run = door.client.create_run(door.experiment_id, started_ns // 1_000_000, dict(tags), name)
+    run = door.client.create_run(door.experiment_id, started_ns // 1_000_000, stamp() | dict(tags), name)
     return str(run.info.run_id)
