@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from prunella.tracking import description
 from prunella.tracking.history import Checkpoint, History
-from prunella.tracking.mlflow_door import Door
+from prunella.tracking.mlflow_door import Door, only_once
 
 _CHECKPOINT_TAG = "prunella.checkpoint"
 
@@ -42,14 +42,15 @@ def _create_model(door: Door, history: History, parent_id: str, checkpoint: Chec
     import mlflow
 
     manifest = checkpoint.manifest
-    model = mlflow.create_external_model(
-        name=f"{history.experiment.name}-step-{manifest.step:06d}",
-        source_run_id=parent_id,
-        tags={_CHECKPOINT_TAG: manifest.name},
-        params=description.checkpoint_params(checkpoint),
-        model_type="checkpoint",
-        experiment_id=door.experiment_id,
-    )
+    with only_once():
+        model = mlflow.create_external_model(
+            name=f"{history.experiment.name}-step-{manifest.step:06d}",
+            source_run_id=parent_id,
+            tags={_CHECKPOINT_TAG: manifest.name},
+            params=description.checkpoint_params(checkpoint),
+            model_type="checkpoint",
+            experiment_id=door.experiment_id,
+        )
     return str(model.model_id)
 
 
@@ -76,4 +77,5 @@ def set_aliases(door: Door, history: History, models: Mapping[str, str]) -> None
 
 def _create_version(door: Door, name: str, checkpoint: str, model_id: str) -> str:
     tags = {_CHECKPOINT_TAG: checkpoint}
-    return str(door.client.create_model_version(name, f"models:/{model_id}", tags=tags, model_id=model_id).version)
+    with only_once():
+        return str(door.client.create_model_version(name, f"models:/{model_id}", tags=tags, model_id=model_id).version)

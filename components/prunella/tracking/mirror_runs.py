@@ -6,7 +6,7 @@ from pathlib import Path
 from prunella.tracking.airflow_context import stamp
 from prunella.tracking.history import Attempt, History
 from prunella.tracking.mirror_values import set_tags
-from prunella.tracking.mlflow_door import Door
+from prunella.tracking.mlflow_door import Door, only_once
 
 _EXPERIMENT_TAG = "prunella.experiment_sha256"
 _ATTEMPT_TAG = "prunella.attempt"
@@ -14,10 +14,18 @@ _ATTEMPT_TAG = "prunella.attempt"
 
 def mlflow_experiment(door: Door, name: str) -> str:
     """The id of the MLflow experiment that holds all of ours; made if absent."""
+    from mlflow.exceptions import MlflowException
+
     found = door.client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    return str(door.client.create_experiment(name, artifact_location=_artifact_location(door.uri)))
+    try:
+        return str(door.client.create_experiment(name, artifact_location=_artifact_location(door.uri)))
+    except MlflowException:
+        found = door.client.get_experiment_by_name(name)  # another mirror made it in between
+        if found is None:
+            raise
+        return str(found.experiment_id)
 
 
 def _artifact_location(uri: str) -> str | None:
@@ -95,5 +103,6 @@ def _find_run(door: Door, tags: Mapping[str, str]) -> str | None:
 
 
 def _create_run(door: Door, started_ns: int, tags: Mapping[str, str], name: str) -> str:
-    run = door.client.create_run(door.experiment_id, started_ns // 1_000_000, stamp() | dict(tags), name)
+    with only_once():
+        run = door.client.create_run(door.experiment_id, started_ns // 1_000_000, stamp() | dict(tags), name)
     return str(run.info.run_id)

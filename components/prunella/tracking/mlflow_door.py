@@ -16,11 +16,14 @@ from prunella.errors import TrackingUnavailable
 #: One HTTP request may take this long, and is tried once more. Source: own choice 2026-11, a healthy server needs far less.
 _REQUEST_TIMEOUT_S = 5
 _REQUEST_RETRIES = 1
+_RETRIES_VARIABLE = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _BOUNDS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_REQUEST_TIMEOUT_S),
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(_REQUEST_RETRIES),
+    _RETRIES_VARIABLE: str(_REQUEST_RETRIES),
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+#: Where MLflow's client finds who it is. Never in a setting: configurations are recorded for ever.
+_CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -75,6 +78,16 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
+def only_once() -> Iterator[None]:
+    """For what makes something: no second try, which would make it again where only the answer to the first was lost.
+
+    This pass fails then; the next one finds by its tags what was made.
+    """
+    with _environment({_RETRIES_VARIABLE: "0"}):
+        yield
+
+
+@contextmanager
 def _one_error(uri: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -82,11 +95,28 @@ def _one_error(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].replace(uri, without_password(uri))[:300]
         raise TrackingUnavailable(
-            f"MLflow at {without_password(uri)} could not be brought up to date ({reason}); training does not need it: "
-            "the ledger is whole, and the next close or `prunella publish` catches up"
+            f"MLflow at {without_password(uri)} could not be brought up to date ({_reason(error, uri)}); training does not "
+            "need it: the ledger is whole, and the next close or `prunella publish` catches up"
         ) from error
+
+
+def _reason(error: Exception, uri: str) -> str:
+    """One line; where MLflow does not know or does not let the user, what to do about it."""
+    code = getattr(error, "error_code", "")
+    if code == "UNAUTHENTICATED":
+        unset = [name for name in _CREDENTIALS if not os.environ.get(name)]
+        found = f"{' and '.join(unset)} not set" if unset else "the two that are set"
+        return (
+            f"401, it does not know the user: expected its name and password in {' and '.join(_CREDENTIALS)} of the "
+            f"environment, found {found}; correct them there"
+        )
+    if code == "PERMISSION_DENIED":
+        return (
+            f"403, it does not let the user of {_CREDENTIALS[0]} do this: expected one who may edit the MLflow experiment; "
+            "ask its owner for the permission EDIT, or MANAGE"
+        )
+    return (str(error).splitlines() or [type(error).__name__])[0].replace(uri, without_password(uri))[:300]
 
 
 def without_password(uri: str) -> str:
