@@ -1,10 +1,13 @@
 """Checkpoints in MLflow: every verified one as a logged model without files, and the two that the registry has a name for."""
 
+import logging
 from collections.abc import Mapping
 
 from prunella.tracking import description
 from prunella.tracking.history import Checkpoint, History
 from prunella.tracking.mlflow_door import Door, only_once
+
+logger = logging.getLogger(__name__)
 
 _CHECKPOINT_TAG = "prunella.checkpoint"
 
@@ -30,12 +33,24 @@ def _find_models(door: Door, parent_id: str) -> dict[str, str]:
         page = door.client.search_logged_models([door.experiment_id], f"source_run_id = '{parent_id}'", page_token=token)
         for model in page:
             if str(model.status) != "READY" or model.tags.get(_CHECKPOINT_TAG) is None:
-                door.client.delete_logged_model(model.model_id)
+                _remove(door, model.model_id)
             else:
                 models[model.tags[_CHECKPOINT_TAG]] = str(model.model_id)
         token = page.token
         if not token:
             return models
+
+
+def _remove(door: Door, model_id: str) -> None:
+    """A user with MLflow's permission EDIT may not delete; the model stays then, in nobody's way."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        door.client.delete_logged_model(model_id)
+    except MlflowException as error:
+        if error.error_code != "PERMISSION_DENIED":
+            raise
+        logger.warning("model_left_half_made model_id=%s", model_id)
 
 
 def _create_model(door: Door, history: History, parent_id: str, checkpoint: Checkpoint) -> str:
