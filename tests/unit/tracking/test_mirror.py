@@ -4,17 +4,20 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
+from mlflow_pictures import history_of, snapshot
 from prunella.errors import TrackingUnavailable
 from prunella.tracking.history import read_history
-from prunella.tracking.mirror import MirrorResult, mirror, without_password
+from prunella.tracking.mirror import MirrorResult, mirror
+from prunella.tracking.mlflow_door import without_password
 from unit.tracking.campaign import Campaign, open_campaign, play, play_crash, play_segment_0, play_segment_1
 
 mlflow = pytest.importorskip("mlflow", reason="needs the component extra (mlflow)")
+
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED  # noqa: E402
 
 DICTIONARY = Path(__file__).resolve().parents[3] / "mlflow" / "metrics.yaml"
 
@@ -34,31 +37,6 @@ def mirrored(uri: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Campai
     """The whole campaign, mirrored once."""
     campaign = play(str(tmp_path_factory.mktemp("root")), name="whole")
     return campaign, mirror(campaign.ledger, uri=uri)
-
-
-def history_of(uri: str, run_id: str) -> dict[str, list[tuple[int, int, str]]]:
-    """Every value of every series of a run."""
-    client = mlflow.MlflowClient(uri)
-    keys = client.get_run(run_id).data.metrics
-    return {
-        key: [(value.step, value.timestamp, str(value.value)) for value in client.get_metric_history(run_id, key)]
-        for key in keys
-    }
-
-
-def snapshot(uri: str, result: MirrorResult) -> list[Any]:
-    """All that MLflow shows of an experiment, without the ids it made up."""
-    client = mlflow.MlflowClient(uri)
-    shown = []
-    for run_id in (result.run_id, *result.attempt_run_ids):
-        run = client.get_run(run_id)
-        tags = {key: value for key, value in run.data.tags.items() if "sha256" not in key and key != "mlflow.parentRunId"}
-        shown.append((run.info.status, run.info.end_time, tags, run.data.params, history_of(uri, run_id)))
-    models = client.search_logged_models([result.experiment_id], f"source_run_id = '{result.run_id}'")
-    shown.append(
-        sorted((model.name, str(model.status), model.params["checkpoint"], len(model.metrics or ())) for model in models)
-    )
-    return shown
 
 
 def test_the_parent_has_each_kept_step_once_and_a_child_every_executed_one(
@@ -178,6 +156,28 @@ def test_aliases_name_the_last_verified_and_the_best_checkpoint(uri: str, mirror
     versions = [client.get_model_version_by_alias(name, alias) for alias in ("last-verified", "best")]
 
     assert [version.tags["prunella.checkpoint"] for version in versions] == ["0001-00-0003", "0001-00-0003"]
+
+
+@pytest.mark.parametrize("may_delete", [True, False])
+def test_a_half_made_model_is_removed_or_left_as_the_user_may_and_the_mirror_goes_on(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, may_delete: bool
+) -> None:
+    campaign = play(str(tmp_path), name=f"half-made-{int(may_delete)}")
+    first = mirror(campaign.ledger, uri=uri)
+    client = mlflow.MlflowClient(uri)
+    client.create_logged_model(first.experiment_id, name="half-made", source_run_id=first.run_id)
+    if not may_delete:
+        monkeypatch.setattr(mlflow.MlflowClient, "delete_logged_model", _refuse)
+
+    second = mirror(campaign.ledger, uri=uri)
+
+    models = client.search_logged_models([first.experiment_id], f"source_run_id = '{first.run_id}'")
+    assert (second.run_id, second.points_added) == (first.run_id, 0)
+    assert [model.name for model in models if str(model.status) != "READY"] == ([] if may_delete else ["half-made"])
+
+
+def _refuse(*_arguments: object) -> None:
+    raise mlflow.exceptions.MlflowException("Permission denied", error_code=PERMISSION_DENIED)
 
 
 def test_accuracy_belongs_to_the_checkpoint_that_was_evaluated(uri: str, mirrored: tuple[Campaign, MirrorResult]) -> None:
