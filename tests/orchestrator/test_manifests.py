@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from orchestrator.schemas import kept, kept_by_kubernetes, kept_by_trainer
 from unit.launch.kubernetes.examples import examples
+from unit.launch.kubernetes.installed import OVERLAYS, installed, one, pod_of
 
 _EXAMPLES = examples()
 
@@ -15,6 +16,24 @@ _EXAMPLES = examples()
 @pytest.mark.parametrize("document", _EXAMPLES.values(), ids=list(_EXAMPLES))
 def test_a_manifest_has_only_fields_that_the_official_model_knows(document: dict[str, Any]) -> None:
     assert kept(document) == document
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_is_installed_has_only_fields_that_the_official_models_know(overlay: str) -> None:
+    documents = installed(overlay)
+
+    different = [document["metadata"]["name"] for document in documents if kept(document) != document]
+
+    assert different == []
+
+
+@pytest.mark.parametrize("stage", ["gate_fabric", "training_segment"])
+def test_the_pod_that_a_runtime_and_its_patches_make_has_only_fields_that_kubernetes_knows(stage: str) -> None:
+    runtime = one(installed("s3"), "TrainingRuntime", "prunella-torch")
+
+    pod = pod_of(_EXAMPLES[stage], runtime)
+
+    assert kept_by_kubernetes(pod) == pod
 
 
 # ------------------------------------------------------------------------------------------------ wrong ones are seen
