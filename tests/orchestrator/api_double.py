@@ -22,6 +22,8 @@ from orchestrator.schemas import kept_by_kubernetes
 from unit.launch.kubernetes.installed import installed, one
 
 _PATH = re.compile(r"/api/v1/namespaces/(?P<namespace>[^/]+)/(?P<kind>pods|events)(/(?P<name>[^/?]+))?(?P<log>/log)?(\?.*)?$")
+#: Source: RFC 1123 labels, which a pod's host name is one of.
+_POD_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _METHODS = {"POST": "create", "DELETE": "delete", "PATCH": "patch", "GET": "get"}
 
 
@@ -45,6 +47,8 @@ def evicted_while_running() -> dict[str, Any]:
 
 
 PENDING: dict[str, Any] = {"phase": "Pending"}
+#: The pod is deleted by somebody, or its node is.
+GONE: dict[str, Any] = {}
 
 
 def _container(state: dict[str, Any]) -> dict[str, Any]:
@@ -113,6 +117,8 @@ class Cluster:
         if kept_by_kubernetes(document) != document:
             return self._refuse(422, "the pod has a field or a type that Kubernetes does not know")
         name = document["metadata"]["name"]
+        if not _POD_NAME.fullmatch(name):
+            return self._refuse(422, f"{name} cannot be the name of a pod")
         if name in self.pods:
             return 409, _status(409, "AlreadyExists")
         self.pods[name] = document
@@ -123,6 +129,9 @@ class Cluster:
             self.unavailable -= 1
             return 503, _status(503, "ServiceUnavailable")
         state = self.plan.pop(0) if len(self.plan) > 1 else self.plan[0]
+        if state == GONE:
+            del self.pods[name]
+            return 404, _status(404, "NotFound")
         return 200, {**self.pods[name], "status": state}
 
     def _delete(self, name: str) -> tuple[int, Any]:

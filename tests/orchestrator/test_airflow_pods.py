@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.api_double import (
+    GONE,
     PENDING,
     Cluster,
     ended,
@@ -142,6 +143,27 @@ def test_a_pod_that_fails_is_not_a_failed_task_because_the_record_or_its_absence
 
     assert f"stage_pod_ended pod={NAME} phase=Failed" in caplog.text
     assert [verb for verb, _ in cluster.asked].count("create") == 1
+
+
+@pytest.mark.parametrize("plan", [[PENDING, GONE], [PENDING, running(), running(), GONE]], ids=["pending", "running"])
+def test_a_pod_that_is_gone_has_ended_and_is_not_made_again_in_the_same_try(
+    run: Run, cluster: Cluster, plan: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.plan = plan
+
+    run(GATE)
+
+    assert f"stage_pod_gone pod={NAME}" in caplog.text
+    assert [verb for verb, _ in cluster.asked].count("create") == 1
+
+
+def test_a_cluster_that_refuses_the_pod_fails_the_task(run: Run, cluster: Cluster) -> None:
+    elsewhere = {**GATE, "metadata": {**GATE["metadata"], "name": "Not_A_Name", "namespace": "prunella"}}
+
+    with pytest.raises(Exception, match="Unprocessable"):
+        run(elsewhere)
+
+    assert cluster.pods == {}
 
 
 def test_a_log_that_breaks_off_is_taken_up_again(run: Run, cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,8 +41,18 @@ class StagePodOperator(KubernetesPodOperator):
             on_finish_action="keep_pod",
             log_events_on_startup=False,
             kubernetes_conn_id=None,
+            deferrable=False,  # the triggerer would look for the pod in Airflow's own way
             **arguments,
         )
+
+    def execute(self, context: Any) -> None:
+        """Make or find the pod, and watch it to its end. A pod that is gone has ended."""
+        try:
+            super().execute(context)
+        except ApiException as error:
+            if error.status != _NOT_THERE or self.pod is None:
+                raise
+            logger.warning("stage_pod_gone pod=%s", self.pod.metadata.name)
 
     def get_or_create_pod(self, pod_request_obj: Any, context: Any) -> Any:
         """The pod of this start, made now if nobody has. Raises ConfigError where its name belongs to something else."""
