@@ -21,7 +21,6 @@ def render(
     name: Annotated[Stage, typer.Argument(help="Which stage.")],
     root: Root,
     request: Annotated[str, typer.Option(help="Key of the request to answer.")],
-    start: Annotated[int, typer.Option(min=0, help="How often the stage was started for it before.")] = 0,
     exclude: Annotated[list[str] | None, typer.Option(help="Node to stay off; repeatable.")] = None,
     settings: Annotated[str | None, typer.Option(help="Cluster settings (TOML).")] = None,
 ) -> None:
@@ -29,5 +28,5 @@ def render(
     from prunella.launch.kubernetes.render import manifest, read_launch
     from prunella.launch.kubernetes.settings import load_settings
 
-    launch = read_launch(name, root=absolute(root), key=request, start=start, excluded=tuple(exclude or ()))
+    launch = read_launch(name, root=absolute(root), key=request, excluded=tuple(exclude or ()))
     print(yaml.safe_dump(manifest(launch, load_settings(settings)), sort_keys=False, width=120), end="")
