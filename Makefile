@@ -96,9 +96,10 @@ lock: setup ## Resolve pyproject.toml anew into requirements/*.lock (needs the p
 	@$(BIN)/python requirements/lock.py
 
 .PHONY: golden
-golden: setup ## Compile the pipelines anew into tests/golden, after a component or an edge was changed on purpose
+golden: setup ## Make pipelines and manifests anew in tests/golden, after a component, an edge or a pod was changed on purpose
 	@$(BIN)/prunella pipeline compile --output tests/golden
 	@$(BIN)/prunella pipeline compile --output tests/golden --lightweight
+	@$(BIN)/python tests/unit/launch/kubernetes/examples.py
 
 .PHONY: help
 help: ## This list

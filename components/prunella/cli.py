@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prunella import cli_checkpoint, cli_fault, cli_node, cli_pipeline, cli_recipe, logs
+from prunella import cli_checkpoint, cli_fault, cli_kubernetes, cli_node, cli_pipeline, cli_recipe, logs
 from prunella.cli_options import (
     Assignments,
     ConfigFile,
@@ -49,6 +49,7 @@ app.add_typer(cli_checkpoint.app, name="checkpoint")
 app.add_typer(cli_node.app, name="node")
 app.add_typer(cli_fault.app, name="fault")
 app.add_typer(cli_pipeline.app, name="pipeline")
+app.add_typer(cli_kubernetes.app, name="kubernetes")
 app.add_typer(cli_recipe.app, name="recipe")
 
 

@@ -188,6 +188,17 @@ class Ledger:
     def decision_key(self, segment: int, attempt: int) -> str:
         return f"{self.attempt_prefix(segment, attempt)}/decision.json"
 
+    def vanished_key(self, output: str, start: int) -> str:
+        """Where it is recorded that a start of a stage, from 0, ended without the record it was to write at `output`."""
+        return f"{output.removesuffix('.json')}.vanished-{start}.json"
+
+    def vanishings(self, output: str) -> list[FailedRecord]:
+        """Starts of a stage that ended without a record, oldest first."""
+        found: list[FailedRecord] = []
+        while (record := self.find(FailedRecord, self.vanished_key(output, len(found)))) is not None:
+            found.append(record)
+        return found
+
     def resume_key(self, segment: int, attempt: int) -> str:
         return f"{self.attempt_prefix(segment, attempt)}/resume.json"
 

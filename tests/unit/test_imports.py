@@ -40,6 +40,7 @@ DOORS: dict[str, set[str]] = {
     "botocore": {"storage"},
     "airflow": {"orchestration"},
     "kfp": {"orchestration"},
+    "kubernetes": {"orchestration"},  # rendering is plain data (`launch/kubernetes`)
     "lm_eval": {"evaluation"},
     "docker": {"launch"},
 }

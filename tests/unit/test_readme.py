@@ -54,7 +54,9 @@ def test_a_file_has_one_line_and_the_line_says_what_it_is() -> None:
     assert [path for path, meaning in lines if not meaning] == []
 
 
-@pytest.mark.parametrize("page", ["README.md", "tests/README.md", "containers/README.md", "mlflow/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "tests/README.md", "containers/README.md", "containers/kubernetes/README.md", "mlflow/README.md"]
+)
 def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
     path = REPOSITORY / page
     targets = re.findall(r"\]\((?!https?://)([^)#]+)[^)]*\)", path.read_text())

@@ -66,9 +66,10 @@ def run_stage(stage: Stage, *, root: str, key: str, handle: Path | None = None) 
     if handle is not None and not register(handle):
         logger.warning("stage_not_started reason=another_process_holds_it handle=%s", handle)
         return EXIT_NOT_FIRST
+    _refuse_to_be_one_of_many(stage)
     _end_on_sigterm()
     started_ns = time.time_ns()
-    ledger, request, config = _load(stage, root, key)
+    ledger, request, config = load_request(stage, root, key)
     logger.info("stage_started stage=%s request=%s", stage, key)
     try:
         record = importlib.import_module(STAGES[stage][0]).run(config, request)
@@ -89,7 +90,25 @@ def _end_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
 
 
-def _load(stage: Stage, root: str, key: str) -> tuple[Ledger, Any, Config]:
+def _refuse_to_be_one_of_many(stage: Stage) -> None:
+    """In a TrainJob every pod runs this command, and each would launch every node's processes for itself.
+
+    Delete this when agents meet across pods.
+    """
+    pods = int(os.environ.get("PET_NNODES", "1"))
+    if pods > 1:
+        raise ConfigError(
+            f"{stage}: this is one of {pods} pods of a TrainJob (PET_NNODES), but this release starts the processes of all "
+            "nodes in one place; run the stage on one machine, without a TrainJob of several pods"
+        )
+
+
+def load_request(stage: Stage, root: str, key: str) -> tuple[Ledger, Any, Config]:
+    """The request at `key`, proven to be of the configuration that its experiment has now, with both.
+
+    Raises:
+        ConfigError: there is no such request, or the experiment was extended since it was written.
+    """
     module_request = STAGES[stage][1]
     name = _experiment_of(key)
     if name is None:

@@ -56,14 +56,6 @@ def ask(ledger: Ledger, key: str, request: Request, asking: Asking) -> StageReco
     return None
 
 
-def vanishings(ledger: Ledger, output: str) -> list[FailedRecord]:
-    """Processes of a stage that ended without a record, oldest first."""
-    found: list[FailedRecord] = []
-    while (record := ledger.find(FailedRecord, _vanished_key(output, len(found)))) is not None:
-        found.append(record)
-    return found
-
-
 def _answer(ledger: Ledger, request: Request) -> StageRecord | None:
     return ledger.find_stage_record(RECORD_OF[request.stage], request.output)
 
@@ -106,12 +98,8 @@ class _Watch:
             self._asking.on_poll(self._handle)
 
 
-def _vanished_key(output: str, index: int) -> str:
-    return f"{output.removesuffix('.json')}.vanished-{index}.json"
-
-
 def _vanished_before(ledger: Ledger, request: Request, index: int) -> bool:
-    return ledger.store.exists(_vanished_key(request.output, index))
+    return ledger.store.exists(ledger.vanished_key(request.output, index))
 
 
 def _record_vanishing(ledger: Ledger, request: Request, index: int) -> None:
@@ -119,7 +107,7 @@ def _record_vanishing(ledger: Ledger, request: Request, index: int) -> None:
     failure = Failure(cause=Cause.VANISHED, message=f"{request.stage} ended without a record (start {index})")
     record = FailedRecord(stage=request.stage, verdict=Verdict.UNKNOWN, started_ns=now_ns, ended_ns=now_ns, failure=failure)
     try:
-        ledger.put(_vanished_key(request.output, index), record)
+        ledger.put(ledger.vanished_key(request.output, index), record)
     except KeyExists:
         logger.info("vanishing_known output=%s index=%s", request.output, index)
     except (StorageUnavailable, StorageFull) as error:

@@ -14,7 +14,7 @@ from prunella.errors import Cause, KeyExists
 from prunella.incidents.diagnose import from_failure
 from prunella.incidents.policy import Case, decide
 from prunella.ledger import Ledger
-from prunella.orchestration.ask_stage import Asking, ask, vanishings
+from prunella.orchestration.ask_stage import Asking, ask
 from prunella.orchestration.claim import SegmentRun, addressed, next_segment
 from prunella.orchestration.judging import accepted_records, attended
 from prunella.orchestration.opening import RELAUNCHES, OnStart, StepFailed, dataset, scratch_of
@@ -94,7 +94,7 @@ def _evaluation(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened) -> Eval
 
 
 def _vanished_evaluation(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened) -> FailedRecord | None:
-    ended = vanishings(ledger, ledger.record_key(run.segment, attempt.attempt, EVALUATION))
+    ended = ledger.vanishings(ledger.record_key(run.segment, attempt.attempt, EVALUATION))
     return ended[-1] if ended else None
 
 

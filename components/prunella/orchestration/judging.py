@@ -16,7 +16,6 @@ from prunella.fleet.roster import load_fleet
 from prunella.incidents.diagnose import Evidence, diagnose, from_failure, replaced_nodes
 from prunella.incidents.policy import Case, Choice, PastFailure, decide
 from prunella.ledger import Ledger
-from prunella.orchestration.ask_stage import vanishings
 from prunella.orchestration.claim import SegmentRun
 from prunella.records import (
     RECORD_OF,
@@ -244,7 +243,7 @@ def _survived_vanishings(ledger: Ledger, attempt: AttemptOpened, times: _Times) 
         key = ledger.record_key(attempt.segment, attempt.attempt, name)
         if not ledger.store.exists(key):
             continue
-        for record in vanishings(ledger, key):
+        for record in ledger.vanishings(key):
             diagnosis = from_failure(record.stage, record)
             at = _Times(fault_ns=record.started_ns, detected_ns=record.ended_ns, started_ns=record.ended_ns)
             found.append(_incident(diagnosis, Action.RETRY_SAME_NODES, "stage_started_again", at))

@@ -284,3 +284,25 @@ def test_a_request_of_the_fleet_belongs_to_no_experiment_and_runs_with_the_defau
     assert code == EXIT_RECORDED
     assert seen == [Config()]
     assert story.ledger.find(FailedRecord, output) is not None
+
+
+def test_one_of_many_pods_refuses_because_each_would_train_for_itself(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(story)
+    monkeypatch.setenv("PET_NNODES", "2")
+
+    with pytest.raises(ConfigError, match="one of 2 pods of a TrainJob"):
+        run_stage(Stage.DATA_PREP, root=story.root, key=KEY)
+
+    assert answer(story) is None
+
+
+def test_the_only_pod_of_a_train_job_runs_the_stage(
+    story: Story, stage_does: Callable[[Run], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(story)
+    stage_does(good_record)
+    monkeypatch.setenv("PET_NNODES", "1")
+
+    code = run_stage(Stage.DATA_PREP, root=story.root, key=KEY)
+
+    assert code == EXIT_RECORDED

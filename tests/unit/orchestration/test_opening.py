@@ -9,7 +9,6 @@ from prunella.config import Config, DataConfig, ModelConfig
 from prunella.errors import Cause, ConfigError, Fenced, PrunellaError
 from prunella.fleet.lifecycle import Fleet, Owner
 from prunella.orchestration import closing
-from prunella.orchestration.ask_stage import vanishings
 from prunella.orchestration.opening import (
     StepFailed,
     dataset,
@@ -279,4 +278,4 @@ def test_a_damaged_data_set_is_repaired_before_the_next_attempt_by_one_process(r
     assert isinstance(record, DataPrepRecord)
     assert record.repaired_shards == (0,)
     assert shard.read_bytes() == content
-    assert vanishings(story.ledger, key) == []
+    assert story.ledger.vanishings(key) == []

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from prunella.errors import ConfigError, PrunellaError
+from prunella.launch.kubernetes.placement import exclusion
 from prunella.ledger import Ledger
 from prunella.orchestration import closing, judging, leaving, opening, stages
 from prunella.orchestration.claim import SegmentRun, claim, find_claim, read_claim
@@ -32,9 +33,6 @@ logger = logging.getLogger(__name__)
 
 #: The answer of a step that was not reached.
 NOT_REACHED = ""
-
-#: The label that names a node's host. Source: Kubernetes' well-known labels.
-HOST_LABEL = "kubernetes.io/hostname"
 
 
 class SegmentFailed(PrunellaError):
@@ -111,14 +109,6 @@ def gate_fabric(run: SegmentRun, rung: int) -> dict[str, object]:
     attempt = run.attempt(run.ledger(), rung)
     asked = [node.name for node in attempt.nodes] if attempt is not None else []
     return exclusion([name for name in asked if name not in admitted])
-
-
-def exclusion(nodes: list[str]) -> dict[str, object]:
-    """Kubernetes' node affinity that keeps a pod off these nodes; empty for none."""
-    if not nodes:
-        return {}
-    term = {"matchExpressions": [{"key": HOST_LABEL, "operator": "NotIn", "values": sorted(nodes)}]}
-    return {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
 
 
 def train_segment(run: SegmentRun, rung: int) -> StepAnswer:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from kfp.kubernetes.node_affinity import validate_node_affinity
 
+from prunella.launch.kubernetes.placement import HOST_LABEL, exclusion
 from prunella.orchestration import graph
 from prunella.orchestration.pipelines.compile import compile_pipelines
 from prunella.orchestration.pipelines.components import (
@@ -17,7 +18,6 @@ from prunella.orchestration.pipelines.components import (
     run_in_container,
 )
 from prunella.orchestration.pipelines.form import Form
-from prunella.orchestration.pipelines.steps import HOST_LABEL, exclusion
 from prunella.records import Action
 from unit.orchestration.pipelines.compiled import Compiled, read
 

@@ -1,0 +1,125 @@
+"""What a cluster must be told once: names, images, resources, how the store is reached.
+
+Decides nothing about an attempt. The defaults name what `containers/kubernetes` creates. Trusts whoever writes the settings
+file, and checks only that it can be meant as written; it never holds a secret, only the name of one.
+"""
+
+import re
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prunella import codec
+from prunella.errors import ConfigError
+from prunella.launch.images import image_name, image_of
+from prunella.records import Stage
+
+#: Kubernetes' form of a quantity, without exponents. Source: its reference of resource quantities, 2026-11.
+_QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTPE]|[KMGTPE]i)?")
+#: Names of namespaces, accounts, secrets, claims and runtimes. Source: RFC 1123 labels.
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """What one pod of a stage asks for, and is held to.
+
+    Attributes:
+        cpu: cores, as Kubernetes writes them.
+        memory: as Kubernetes writes it.
+        scratch: room for heartbeats, logs and candidates on their way to the store, as Kubernetes writes it.
+        devices: accelerators of a stage that belongs to no node; stages on nodes take what the fleet file says.
+    """
+
+    cpu: str
+    memory: str
+    scratch: str
+    devices: int = 0
+
+    def __post_init__(self) -> None:
+        for value in (self.cpu, self.memory, self.scratch):
+            if not _QUANTITY.fullmatch(value):
+                raise ConfigError(f"resources: expected a quantity such as 2, 500m or 4Gi, found {value!r}")
+
+
+#: Source: own choice 2026-11, those of the pipelines: ample for the tiny recipes, not measured on a cluster.
+_DEFAULT_RESOURCES: dict[Stage, Resources] = {
+    Stage.DATA_PREP: Resources(cpu="2", memory="4Gi", scratch="10Gi"),
+    Stage.GATE_NODE: Resources(cpu="1", memory="2Gi", scratch="1Gi"),
+    Stage.GATE_FABRIC: Resources(cpu="2", memory="4Gi", scratch="1Gi"),
+    Stage.TRAINING_SEGMENT: Resources(cpu="4", memory="8Gi", scratch="20Gi"),
+    Stage.CHECKPOINT_VALIDATION: Resources(cpu="2", memory="8Gi", scratch="20Gi"),
+    Stage.EVALUATION: Resources(cpu="2", memory="8Gi", scratch="20Gi"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterSettings:
+    """How stages run on a cluster.
+
+    Attributes:
+        image_prefix: registry of the images, with its slash; empty for images that the nodes have.
+        service_account: whom pods of stages run as; it may do nothing.
+        runtime: name of the TrainingRuntime behind every TrainJob.
+        store_secret: secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty where the nodes may reach the bucket.
+        store_config: config map with AWS_REGION and AWS_ENDPOINT_URL, each of which may be absent.
+        claim: volume claim that holds a root which is a folder; empty where the root is a bucket.
+        claim_path: where that claim is mounted; the root lies in it.
+        device_resource: what an accelerator is called, such as nvidia.com/gpu; empty where there is none.
+        user: user and group id of every pod. Source: own choice 2026-11, above the ids that images use.
+        grace_s: time between SIGTERM and SIGKILL. Source: own choice 2026-11: `training.grace_s` (25 s) for the ranks, and as
+            much again to save and report.
+        startup_s: what fetching an image and starting a container may take on top of a stage's own limit. Source: own choice
+            2026-11, a 10 GB image at 20 MB/s; not measured.
+        resources: by stage, where the defaults do not fit.
+    """
+
+    namespace: str = "prunella"
+    image_prefix: str = ""
+    service_account: str = "prunella-stage"
+    runtime: str = "prunella-torch"
+    store_secret: str = "prunella-store"  # noqa: S105 - the name of a secret, not one
+    store_config: str = "prunella-store"
+    claim: str = ""
+    claim_path: str = "/prunella"
+    device_resource: str = ""
+    user: int = 10001
+    grace_s: int = 60
+    startup_s: int = 600
+    resources: dict[str, Resources] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in (self.namespace, self.service_account, self.runtime, self.store_secret, self.store_config, self.claim):
+            if name and not _NAME.fullmatch(name):
+                raise ConfigError(
+                    f"cluster settings: {name!r} cannot be a name in Kubernetes: expected letters, digits and '-'"
+                )
+        if self.user < 1:
+            raise ConfigError(f"cluster settings: user {self.user} would be root; give a number above 0")
+        stages = [stage.value for stage in Stage]
+        for name in self.resources:
+            if name not in stages:
+                raise ConfigError(f"cluster settings: resources: no stage is called {name!r}{codec.suggest(name, stages)}")
+
+    def of(self, stage: Stage) -> Resources:
+        """What a pod of this stage asks for."""
+        return self.resources.get(stage.value, _DEFAULT_RESOURCES[stage])
+
+    def image(self, stage: Stage) -> str:
+        """The image of a stage: data preparation needs no torch."""
+        return image_name(image_of(stage), self.image_prefix)
+
+
+def load_settings(path: str | None) -> ClusterSettings:
+    """The settings of a TOML file, or the defaults.
+
+    Raises:
+        ConfigError: the file is missing, not TOML, or holds a key or value that cannot be meant.
+    """
+    if path is None:
+        return ClusterSettings()
+    try:
+        document = tomllib.loads(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: no readable cluster settings: {error}") from error
+    return codec.decode(ClusterSettings, document, path)

@@ -1,0 +1,120 @@
+"""A start of a stage as an Airflow task: the pod is made, or found by its name, watched, and its log shown.
+
+Trusts the name, which is the handle of one start, and nothing that Airflow remembers of earlier tries: its own re-attach may
+find a finished pod of an earlier start. How the pod ended says nothing of the stage: the record does, and a missing record does
+too, so that this task is red only when the cluster could not be asked. Runs where Airflow's Kubernetes provider is installed.
+"""
+
+import logging
+from typing import Any
+
+from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.providers.cncf.kubernetes.utils.pod_manager import PodLaunchFailedException
+from kubernetes.client.exceptions import ApiException
+
+from prunella.errors import ConfigError
+from prunella.launch.kubernetes.pods import CONTAINER
+from prunella.launch.kubernetes.settings import ClusterSettings
+
+logger = logging.getLogger(__name__)
+
+_NOT_THERE = 404
+_ALREADY_THERE = 409
+#: Says in full what a pod answers, where its name only has a digest.
+_IDENTITY = ("prunella.root", "prunella.request")
+
+
+class StagePodOperator(KubernetesPodOperator):
+    """Runs the pod that `pod_template_dict` describes, as `prunella.launch.kubernetes` renders it.
+
+    A finished pod is kept: its name refuses a second pod for the same start. Killing the task deletes the pod, which gives the
+    stage its time to save.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        arguments.setdefault("startup_timeout_seconds", ClusterSettings().startup_s)
+        super().__init__(
+            random_name_suffix=False,
+            durable=False,
+            do_xcom_push=False,
+            base_container_name=CONTAINER,
+            on_finish_action="keep_pod",
+            log_events_on_startup=False,
+            kubernetes_conn_id=None,
+            deferrable=False,  # the triggerer would look for the pod in Airflow's own way
+            **arguments,
+        )
+
+    def execute(self, context: Any) -> None:
+        """Make or find the pod, and watch it to its end. A pod that is gone has ended."""
+        try:
+            super().execute(context)
+        except ApiException as error:
+            if error.status != _NOT_THERE or self.pod is None:
+                raise
+            logger.warning("stage_pod_gone pod=%s", self.pod.metadata.name)
+
+    def get_or_create_pod(self, pod_request_obj: Any, context: Any) -> Any:
+        """The pod of this start, made now if nobody has. Raises ConfigError where its name belongs to something else."""
+        found = self._read(pod_request_obj)
+        if found is None:
+            found = self._create(pod_request_obj)
+        _check_identity(pod_request_obj, found)
+        return found
+
+    def _create(self, wanted: Any) -> Any:
+        """Whoever comes second, or whose first answer was lost, finds the pod there."""
+        try:
+            return self.pod_manager.create_pod(wanted)
+        except ApiException as error:
+            if error.status != _ALREADY_THERE:
+                raise
+            return self.pod_manager.read_pod(wanted)
+
+    def _read(self, wanted: Any) -> Any:
+        """The pod of that name; None when there is none."""
+        try:
+            found = self.pod_manager.read_pod(wanted)
+        except ApiException as error:
+            if error.status != _NOT_THERE:
+                raise
+            return None
+        logger.info("stage_pod_reattached pod=%s phase=%s", found.metadata.name, found.status.phase)
+        return found
+
+    def find_pod(self, namespace: str, context: Any, *, exclude_checked: bool = True) -> Any:
+        """The pod of this start, by its name."""
+        return self.pod_manager.read_pod(self.pod or self.pod_request_obj)
+
+    def await_pod_start(self, pod: Any) -> None:
+        """Wait until it runs, or until it is clear that it never will: an eviction ends a pod like anything else."""
+        try:
+            super().await_pod_start(pod)
+        except PodLaunchFailedException:
+            if not self._never_ran(pod):
+                raise
+
+    def await_pod_completion(self, pod: Any) -> None:
+        """Show its log until it ends. A pod that never ran has none."""
+        if not self._never_ran(pod):
+            super().await_pod_completion(pod)
+
+    def cleanup(self, pod: Any, remote_pod: Any, **_: Any) -> None:
+        """Say how the pod ended, and leave the judgement to whoever reads the record."""
+        if remote_pod is not None:
+            status = remote_pod.status
+            logger.info("stage_pod_ended pod=%s phase=%s reason=%s", remote_pod.metadata.name, status.phase, status.reason)
+
+    def _never_ran(self, pod: Any) -> bool:
+        status = self.pod_manager.read_pod(pod).status
+        return status.phase == "Failed" and not status.container_statuses
+
+
+def _check_identity(wanted: Any, found: Any) -> None:
+    for key in _IDENTITY:
+        asked, has = wanted.metadata.annotations.get(key), (found.metadata.annotations or {}).get(key)
+        if asked != has:
+            raise ConfigError(
+                f"pod {found.metadata.name}: expected one that answers {key} {asked!r}, found {has!r}; "
+                "somebody else made it: delete it, or use a namespace of your own"
+            )

@@ -1,0 +1,180 @@
+"""A stand-in for a cluster's API server: pods over plain HTTP, as far as starting, watching and ending one goes.
+
+It checks every pod it is sent against the official schema, allows what the installed role allows and nothing else, refuses a
+name that is taken, and answers each look at a pod with the next state of a plan. It runs nothing and schedules nothing: what a
+real cluster would do with a pod is the plan of the test.
+"""
+
+import datetime
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.schemas import kept_by_kubernetes
+from unit.launch.kubernetes.installed import installed, one
+
+_PATH = re.compile(r"/api/v1/namespaces/(?P<namespace>[^/]+)/(?P<kind>pods|events)(/(?P<name>[^/?]+))?(?P<log>/log)?(\?.*)?$")
+#: Source: RFC 1123 labels, which a pod's host name is one of.
+_POD_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_METHODS = {"POST": "create", "DELETE": "delete", "PATCH": "patch", "GET": "get"}
+
+
+def running() -> dict[str, Any]:
+    return {"phase": "Running", "containerStatuses": [_container({"running": {}})]}
+
+
+def ended(exit_code: int = 0) -> dict[str, Any]:
+    phase = "Failed" if exit_code else "Succeeded"
+    finished = datetime.datetime.now(datetime.UTC).isoformat()
+    return {"phase": phase, "containerStatuses": [_container({"terminated": {"exitCode": exit_code, "finishedAt": finished}})]}
+
+
+def evicted() -> dict[str, Any]:
+    """Before any container started."""
+    return {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}
+
+
+def evicted_while_running() -> dict[str, Any]:
+    return {**ended(137), "reason": "Evicted"}
+
+
+PENDING: dict[str, Any] = {"phase": "Pending"}
+#: The pod is deleted by somebody, or its node is.
+GONE: dict[str, Any] = {}
+
+
+def _container(state: dict[str, Any]) -> dict[str, Any]:
+    return {"name": "stage", "image": "i", "imageID": "i", "ready": True, "restartCount": 0, "state": state}
+
+
+def rights() -> dict[str, set[str]]:
+    """Resource to verbs, of the role that is installed for Airflow's workers."""
+    role = one(installed("s3"), "Role", "prunella-orchestrator")
+    return {resource: set(rule["verbs"]) for rule in role["rules"] for resource in rule["resources"]}
+
+
+@dataclass
+class Cluster:
+    """What the stand-in knows and has been asked.
+
+    Attributes:
+        plan: the states that a pod is seen in, one a look; the last one stays.
+        log: what the stage wrote, with the times that the server adds.
+        cut_logs: how many of the next readings of a log break off in the middle.
+        unavailable: how many of the next looks at a pod are answered with 503.
+    """
+
+    plan: list[dict[str, Any]] = field(default_factory=lambda: [PENDING, running(), running(), ended()])
+    log: str = "2026-11-21T09:00:00.000000000Z stage_started\n2026-11-21T09:00:01.000000000Z stage_recorded\n"
+    cut_logs: int = 0
+    unavailable: int = 0
+    pods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    asked: list[tuple[str, str]] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    url: str = ""
+
+    def kubeconfig(self, folder: Path) -> str:
+        """A file that leads a client here."""
+        path = folder / "kubeconfig"
+        named = {"clusters": [{"name": "double", "cluster": {"server": self.url}}], "users": [{"name": "nobody", "user": {}}]}
+        contexts = [{"name": "double", "context": {"cluster": "double", "user": "nobody"}}]
+        path.write_text(yaml.safe_dump({**named, "contexts": contexts, "current-context": "double"}))
+        return str(path)
+
+    def pod(self, document: dict[str, Any], *states: dict[str, Any]) -> None:
+        """A pod that was there before, with what is left of its plan."""
+        self.pods[document["metadata"]["name"]] = document
+        self.plan = list(states)
+
+    # ------------------------------------------------------------------------------------------------ answers
+
+    def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
+        match = _PATH.match(path)
+        if match is None:
+            return self._refuse(404, f"no such path: {path}")
+        verb, resource = _METHODS[method], match["kind"] + (match["log"] or "")
+        verb = "list" if verb == "get" and match["name"] is None else verb
+        self.asked.append((verb, resource))
+        if verb not in rights().get(resource, set()):
+            return self._refuse(403, f"{verb} {resource} is not granted")
+        if verb == "create":
+            return self._create(json.loads(body))
+        if match["name"] not in self.pods:
+            return 404, _status(404, "NotFound")
+        if resource == "pods/log":
+            return 200, self.log
+        return self._delete(match["name"]) if verb == "delete" else self._look(match["name"])
+
+    def _create(self, document: dict[str, Any]) -> tuple[int, Any]:
+        if kept_by_kubernetes(document) != document:
+            return self._refuse(422, "the pod has a field or a type that Kubernetes does not know")
+        name = document["metadata"]["name"]
+        if not _POD_NAME.fullmatch(name):
+            return self._refuse(422, f"{name} cannot be the name of a pod")
+        if name in self.pods:
+            return 409, _status(409, "AlreadyExists")
+        self.pods[name] = document
+        return 201, {**document, "status": PENDING}
+
+    def _look(self, name: str) -> tuple[int, Any]:
+        if self.unavailable:
+            self.unavailable -= 1
+            return 503, _status(503, "ServiceUnavailable")
+        state = self.plan.pop(0) if len(self.plan) > 1 else self.plan[0]
+        if state == GONE:
+            del self.pods[name]
+            return 404, _status(404, "NotFound")
+        return 200, {**self.pods[name], "status": state}
+
+    def _delete(self, name: str) -> tuple[int, Any]:
+        return 200, self.pods.pop(name)
+
+    def _refuse(self, code: int, why: str) -> tuple[int, Any]:
+        self.refused.append(why)
+        return code, _status(code, why)
+
+
+def _status(code: int, reason: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": reason}
+
+
+@contextmanager
+def serving(cluster: Cluster) -> Iterator[Cluster]:
+    """The stand-in on a free port of this machine, for the time of the block."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def _serve(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            code, found = cluster.answer(self.command, self.path, body)
+            data = found.encode() if isinstance(found, str) else json.dumps(found).encode()
+            is_cut = isinstance(found, str) and cluster.cut_logs > 0
+            self.send_response(code)
+            self.send_header("Content-Type", "text/plain" if isinstance(found, str) else "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2] if is_cut else data)
+            cluster.cut_logs -= is_cut
+
+        do_GET = do_POST = do_DELETE = do_PATCH = _serve
+
+        def log_message(self, *_: Any) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    cluster.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield cluster
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
