@@ -18,7 +18,7 @@ TORCH = "torch==2.13.0"
 #: `cluster`. The worker has a part of the component's packages, in the same versions, because both read the same records.
 LOCKS: dict[str, tuple[str, tuple[str, ...]]] = {
     "dev": ("orchestrator,worker,trainer,pipelines,dev", (TORCH,)),
-    "orchestrator": ("orchestrator,cluster", ()),
+    "orchestrator": ("orchestrator,cluster,prod", ()),
     "component": ("worker,trainer,pipelines", (TORCH,)),
     "worker": ("worker,pipelines", ("--constraint", str(REQUIREMENTS / "component.lock"))),
 }

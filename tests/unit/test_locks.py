@@ -14,7 +14,7 @@ PIN = re.compile(r"[a-z0-9-]+==[0-9a-z.]+")
 #: lock -> the extras it serves, as in requirements/lock.py.
 LOCKS = {
     "dev": ("orchestrator", "worker", "trainer", "pipelines", "dev"),
-    "orchestrator": ("orchestrator", "cluster"),
+    "orchestrator": ("orchestrator", "cluster", "prod"),
     "component": ("worker", "trainer", "pipelines"),
     "worker": ("worker", "pipelines"),
 }

@@ -2,15 +2,13 @@
 
 Decides where each part of a data set lies and when one exists: its manifest, written last, exists. Trusts nothing that was
 read before its sha256 was checked. Never writes; data prep does. A manifest holds no time and no machine, so that the same
-corpus always gives the same bytes.
+corpus always gives the same bytes. Needs the standard library only: Airflow's side reads it too.
 
     datasets/<fingerprint>/manifest.json  tokenizer.json  train-00000.bin ...  heldout-00000.bin ...
 """
 
 import hashlib
 from dataclasses import dataclass
-
-import numpy as np
 
 from prunella.errors import ConfigError, DataCorrupt, DigestMismatch, KeyMissing
 from prunella.records import FileEntry, Record, from_bytes, unseal
@@ -19,9 +17,6 @@ from prunella.storage import Store
 TRAIN = "train"
 HELDOUT = "heldout"
 SPLITS = (TRAIN, HELDOUT)
-
-#: Token ids on disk, little-endian whatever the machine.
-DTYPES: dict[str, "np.dtype[np.unsignedinteger]"] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 REBUILD = "run data prep again as a repair (the healing loop does so by itself): it rebuilds the part from the corpus"
 

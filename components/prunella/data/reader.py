@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from prunella.data.manifest import DTYPES, REBUILD, DatasetManifest, Shard, count_sequences
+from prunella.data.dtypes import DTYPES
+from prunella.data.manifest import REBUILD, DatasetManifest, Shard, count_sequences
 from prunella.data.tokenizer import parse_tokenizer
 from prunella.errors import DataCorrupt, KeyMissing
 from prunella.records import FileEntry

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from prunella.data.manifest import DTYPES, Shard, shard_key
+from prunella.data.dtypes import DTYPES
+from prunella.data.manifest import Shard, shard_key
 from prunella.data.reader import check_sha256
 from prunella.errors import ConfigError, DataCorrupt, DigestMismatch, KeyExists, KeyMissing
 from prunella.records import FileEntry, Record, from_bytes, to_bytes

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-from prunella.data.manifest import DTYPES
+from prunella.data.dtypes import DTYPES
 from prunella.data_prep.documents import Document, LeftOut, read_documents
 from prunella.data_prep.progress import show_progress
 from prunella.data_prep.shards import ShardJob, Tokens

@@ -11,7 +11,8 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from prunella.config import Config
-from prunella.data.manifest import DTYPES, TRAIN
+from prunella.data.dtypes import DTYPES
+from prunella.data.manifest import TRAIN
 from prunella.data.tokenizer import END_OF_TEXT_NAMES, count_ids, end_of_text_id, parse_tokenizer
 from prunella.data_prep.documents import LeftOut, read_documents
 from prunella.data_prep.survey import Survey

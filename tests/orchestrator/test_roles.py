@@ -1,6 +1,5 @@
-"""Who may trigger, and who may override, under the FAB auth manager. Skipped where it is not installed."""
+"""Who may trigger, and who may override, under the FAB auth manager."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -15,10 +14,6 @@ from prunella.orchestration import airflow_home
 JOB = Path(__file__).with_name("roles_job.py")
 ROLES = Path(prunella.__file__).parent / "orchestration" / "airflow_roles.json"
 MANAGER = "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager"
-
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("flask_appbuilder") is None, reason="apache-airflow-providers-fab is not installed"
-)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
-"""What Airflow's OpenLineage provider emits of data set, segment and checkpoint. Skipped where it is not installed."""
+"""What Airflow's OpenLineage provider emits of data set, segment and checkpoint."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -15,10 +14,6 @@ from prunella.orchestration import airflow_home
 from unit.orchestration.story import Story
 
 DAG = Path(__file__).with_name("lineage_dag.py")
-#: Not imported: this process needs none of it.
-IS_INSTALLED = importlib.util.find_spec("openlineage") is not None
-
-pytestmark = pytest.mark.skipif(not IS_INSTALLED, reason="apache-airflow-providers-openlineage is not installed")
 
 
 @pytest.fixture(scope="module")
