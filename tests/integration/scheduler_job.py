@@ -10,8 +10,11 @@ import json
 import sys
 from typing import Any
 
+import structlog
+from airflow.callbacks.callback_requests import DagCallbackRequest
 from airflow.dag_processing.bundles.manager import DagBundlesManager
-from airflow.dag_processing.dagbag import BundleDagBag, sync_bag_to_db
+from airflow.dag_processing.dagbag import BundleDagBag, DagBag, sync_bag_to_db
+from airflow.dag_processing.processor import _execute_dag_callbacks
 from airflow.executors.local_executor import LocalExecutor
 from airflow.jobs.job import Job
 from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
@@ -114,6 +117,16 @@ def miss_deadline(session: Session) -> dict[str, Any]:
     return {"trigger": trigger_row.classpath, "states": events}
 
 
+def fail(session: Session) -> None:
+    """What the scheduler asks of the DAG processor when a run's last task failed, and what the DAG processor does then."""
+    run = session.scalars(select(DagRun).filter_by(dag_id=DAG_ID, run_id=RUNS[1])).one()
+    last = next(ti for ti in run.get_task_instances(session=session) if ti.task_id == "close_segment")
+    dag = DBDagBag().get_latest_version_of_dag(DAG_ID, session=session)
+    asked = run.produce_dag_callback(dag=dag, success=False, relevant_ti=last, reason="task_failure")
+    request = DagCallbackRequest.model_validate_json(asked.model_dump_json())
+    _execute_dag_callbacks(DagBag(dag_folder=str(dags_folder())), request, structlog.get_logger())
+
+
 async def _events(trigger: CallbackTrigger) -> list[str]:
     return [str(event.payload["state"]) async for event in trigger.run()]
 
@@ -141,11 +154,12 @@ def _runs_after_advancing(root: str, session: Session) -> list[str]:
 
 
 def nodes(session: Session) -> dict[str, Any]:
-    """Who may work on nodes, and what comes of a missed deadline."""
+    """Who may work on nodes, and what comes of a failure and of a missed deadline."""
     parse(session)
     for run_id in RUNS:
         trigger(run_id, session)
     found: dict[str, Any] = {"turns": nodes_in_turn(session), "deadlines": session.query(Deadline).count()}
+    fail(session)
     return found | ({"missed": miss_deadline(session)} if found["deadlines"] else {})
 
 

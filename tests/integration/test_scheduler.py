@@ -57,6 +57,9 @@ class Scheduled:
     def turns(self) -> dict[str, list[str]]:
         return self.found["turns"]
 
+    def about(self, occasion: str) -> list[dict[str, Any]]:
+        return [letter for letter in self.letters if letter["occasion"] == occasion]
+
 
 @pytest.fixture(scope="module")
 def with_settings(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Scheduled:
@@ -94,14 +97,20 @@ def test_without_slots_nobody_waits_for_a_node(without_settings: Scheduled) -> N
 
 
 def test_a_segment_that_missed_its_deadline_is_told_to_the_webhook(with_settings: Scheduled) -> None:
-    (letter,) = with_settings.letters
+    (letter,) = with_settings.about("late")
 
     assert with_settings.found["deadlines"] == 2
     assert with_settings.found["missed"] == {
         "trigger": "airflow.triggers.callback.CallbackTrigger",
         "states": ["running", "success"],
     }
-    assert (letter["occasion"], letter["run_id"], letter["dag_id"]) == ("late", "a__seg-0000__r0", "pretrain_segment")
+    assert (letter["run_id"], letter["dag_id"]) == ("a__seg-0000__r0", "pretrain_segment")
+
+
+def test_a_run_that_failed_is_told_to_the_webhook(with_settings: Scheduled) -> None:
+    (letter,) = with_settings.about("failed")
+
+    assert (letter["run_id"], letter["dag_id"]) == ("b__seg-0000__r0", "pretrain_segment")
 
 
 def test_a_pool_that_is_there_keeps_its_size(with_settings: Scheduled) -> None:
