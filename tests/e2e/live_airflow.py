@@ -1,6 +1,8 @@
 """A live Airflow for tests: started once, its services restarted when they die, its experiments watched through the ledger."""
 
+import dataclasses
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,12 +54,15 @@ class LiveAirflow:
 
 
 @contextmanager
-def live_airflow(folder: Path, *, with_mlflow: bool = False) -> Iterator[LiveAirflow]:
+def live_airflow(
+    folder: Path, *, with_mlflow: bool = False, schedulers: int = 1, python: str = sys.executable
+) -> Iterator[LiveAirflow]:
     """Airflow up and ready; everything it started is gone afterwards."""
     inherited = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("AIRFLOW")}
     scratch = os.environ.get("PRUNELLA_SCRATCH")
     os.environ["PRUNELLA_SCRATCH"] = str(folder / "scratch")
-    settings = live.settings_for(folder, with_mlflow=with_mlflow)
+    found = live.settings_for(folder, with_mlflow=with_mlflow)
+    settings = dataclasses.replace(found, schedulers=schedulers, python=python)
     try:
         with live.start(settings) as supervisor:
             api = live.AirflowApi(settings.airflow_url, live.USER, live.password(settings))

@@ -55,7 +55,9 @@ def test_twenty_kills_of_any_process_end_with_the_unbroken_digest(tmp_path: Path
     assert digest_of(ledger) == unbroken_digest(tmp_path)
 
 
-def kill_until_complete(airflow: LiveAirflow, ledger: Ledger, rng: random.Random) -> tuple[list[str], set[str]]:
+def kill_until_complete(
+    airflow: LiveAirflow, ledger: Ledger, rng: random.Random, *, kills: int = KILLS
+) -> tuple[list[str], set[str]]:
     """Kill random processes at random moments; returns what was killed, and every checkpoint ever seen verified."""
     deadline = time.monotonic() + TIMEOUT_S
     killed: list[str] = []
@@ -64,7 +66,7 @@ def kill_until_complete(airflow: LiveAirflow, ledger: Ledger, rng: random.Random
     while next_segment(ledger) is not None:
         assert time.monotonic() < deadline, f"not complete after {killed}"
         verified |= {entry.manifest.name for entry in list_checkpoints(ledger) if entry.state == "verified"}
-        if len(killed) < KILLS and time.monotonic() > next_kill:
+        if len(killed) < kills and time.monotonic() > next_kill:
             killed += kill_one(airflow, rng)
             next_kill = time.monotonic() + rng.uniform(2.0, 8.0)
         time.sleep(0.3)
