@@ -8,8 +8,9 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Debian packages behind the tests that look at pages in a real browser.
-SYSTEM_PACKAGES := chromium chromium-driver fonts-dejavu-core
+# Debian packages behind some tests: a real browser, and PostgreSQL's server. Debian starts a cluster of its own with the latter,
+# on loopback; no test uses it.
+SYSTEM_PACKAGES := chromium chromium-driver fonts-dejavu-core postgresql
 # Where `make up` works: the demonstration's folder, once there is one.
 DIR ?= $(if $(wildcard var/demo/root),var/demo,var/up)
 # What the environment was made from, and where: another lock or a moved folder makes it anew.
@@ -59,7 +60,7 @@ clean: ## Remove the environment, caches and everything under var/ (experiments 
 ##@ Now and then
 
 .PHONY: system
-system: ## Install the Debian packages that some tests need: a browser (needs root; writes outside this folder)
+system: ## Install the Debian packages that some tests need: a browser, PostgreSQL (needs root; writes outside this folder)
 	@if missing=$$(for name in $(SYSTEM_PACKAGES); do \
 	    dpkg-query -W -f '$${Status}\n' $$name 2>/dev/null | grep -q '^install ok installed' || echo $$name; done); \
 	  [ -z "$$missing" ]; then echo "system packages are there: $(SYSTEM_PACKAGES)"; exit 0; fi; \
