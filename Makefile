@@ -8,8 +8,8 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Debian packages behind some tests: a real browser, and PostgreSQL's server. Debian starts a cluster of its own with the latter,
-# on loopback; no test uses it.
+# Debian packages behind some tests: a real browser, and PostgreSQL's server. With the latter Debian starts a cluster of its
+# own, on loopback; no test uses it.
 SYSTEM_PACKAGES := chromium chromium-driver fonts-dejavu-core postgresql
 # Where `make up` works: the demonstration's folder, once there is one.
 DIR ?= $(if $(wildcard var/demo/root),var/demo,var/up)
