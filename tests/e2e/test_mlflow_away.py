@@ -2,19 +2,13 @@
 
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from e2e.campaign import SEGMENTS, STEPS_PER_SEGMENT, Campaign, assert_complete
+from mlflow_servers import PATIENCE_S, mlflow_server
 from prunella.node_processes import free_port
-
-PATIENCE_S = 300.0
 
 
 @pytest.mark.slow
@@ -42,35 +36,6 @@ def test_mlflow_that_is_away_is_caught_up_with_later_and_only_once(
     assert run_ids == {campaign.summary()["mlflow_run_id"]}
     assert found["runs"] == str(1 + SEGMENTS), "one of the experiment, one an attempt"
     assert found["steps"] == ",".join(str(step) for step in range(1, SEGMENTS * STEPS_PER_SEGMENT + 1))
-
-
-@contextmanager
-def mlflow_server(folder: Path, port: int) -> Iterator[None]:
-    """A tracking server that has never heard of the experiment."""
-    folder.mkdir()
-    store = ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "artifacts")]
-    command = [sys.executable, "-m", "mlflow", "server", *store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True)
-    try:
-        wait_until_it_answers(port, server)
-        yield
-    finally:
-        server.terminate()
-        server.wait(30.0)
-
-
-def wait_until_it_answers(port: int, server: subprocess.Popen[bytes]) -> None:
-    """Until the server says that it is healthy."""
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2.0):
-                return
-        except (urllib.error.URLError, OSError):
-            assert server.poll() is None, "the server ended"
-            assert time.monotonic() < deadline, "the server never answered"
-            time.sleep(0.2)
 
 
 def what_mlflow_has(port: int) -> dict[str, str]:

@@ -22,7 +22,7 @@ from prunella.ledger import Ledger
 from prunella.tracking import description
 from prunella.tracking.history import Attempt, History, read_history
 from prunella.tracking.mirror_models import mirror_checkpoints, set_aliases
-from prunella.tracking.mirror_runs import attempt_run, mlflow_experiment, parent_run
+from prunella.tracking.mirror_runs import attempt_run, attempt_runs, mlflow_experiment, parent_run
 from prunella.tracking.mirror_values import log_dataset, log_params, log_points, set_status, set_tags
 from prunella.tracking.mlflow_door import Door, opened
 from prunella.tracking.series import attempt_points, experiment_points
@@ -78,11 +78,14 @@ def mirror(
 
 def _mirror(door: Door, history: History, parent_id: str, report: Path | None) -> MirrorResult:
     """Attempts first, then the parent, then what refers to both."""
-    children = tuple(_mirror_attempt(door, history, parent_id, attempt) for attempt in history.attempts)
+    known = attempt_runs(door, parent_id)
+    children = tuple(
+        _mirror_attempt(door, history, attempt, attempt_run(door, parent_id, attempt, known)) for attempt in history.attempts
+    )
     log_params(door, parent_id, description.config_params(history))
     log_dataset(door, parent_id, history)
     models = mirror_checkpoints(door, history, parent_id)
-    log_points(door, parent_id, experiment_points(history), models, history)
+    _mirror_series(door, history, parent_id, models)
     set_aliases(door, history, models)
     _log_table(door, parent_id, description.incident_table(history))
     _log_report(door, parent_id, report)
@@ -100,19 +103,26 @@ def _parent_status(history: History) -> tuple[str, int | None]:
     return status, (None if status == "RUNNING" else max(closes))
 
 
-def _mirror_attempt(door: Door, history: History, parent_id: str, attempt: Attempt) -> str:
+def _mirror_attempt(door: Door, history: History, attempt: Attempt, run_id: str) -> str:
     """One child run. A child that already shows all of this is left alone: a catch-up costs what is missing."""
     door.check_deadline()
-    run_id = attempt_run(door, parent_id, attempt)
     points, tags = attempt_points(attempt), description.attempt_tags(history, attempt)
     status, ended_ns = description.attempt_status(history, attempt)
     mark = sha256(repr((points, tags, status)).encode()).hexdigest()
-    if door.client.get_run(run_id).data.tags.get(_MIRRORED_TAG) != mark:
+    if door.run(run_id).data.tags.get(_MIRRORED_TAG) != mark:
         log_points(door, run_id, points, {}, history)
-        set_tags(door, run_id, tags)
         set_status(door, run_id, status, ended_ns)
-        set_tags(door, run_id, {_MIRRORED_TAG: mark})
+        set_tags(door, run_id, tags | {_MIRRORED_TAG: mark})
     return run_id
+
+
+def _mirror_series(door: Door, history: History, parent_id: str, models: Mapping[str, str]) -> None:
+    """The parent's series. What MLflow has of them is asked for one by one, so not when it was left whole."""
+    points = experiment_points(history)
+    mark = sha256(repr(points).encode()).hexdigest()
+    if door.run(parent_id).data.tags.get(_MIRRORED_TAG) != mark:
+        log_points(door, parent_id, points, models, history)
+        set_tags(door, parent_id, {_MIRRORED_TAG: mark})
 
 
 # ------------------------------------------------------------------------------------------------ artifacts
@@ -141,4 +151,4 @@ def _log_report(door: Door, run_id: str, report: Path | None) -> None:
 
 
 def _is_new(door: Door, run_id: str, tag: str, content: bytes) -> bool:
-    return bool(door.client.get_run(run_id).data.tags.get(tag) != sha256(content).hexdigest())
+    return bool(door.run(run_id).data.tags.get(tag) != sha256(content).hexdigest())

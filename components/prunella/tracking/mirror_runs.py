@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from prunella.tracking.airflow_context import stamp
 from prunella.tracking.history import Attempt, History
@@ -41,7 +42,7 @@ def parent_run(door: Door, history: History, *, known_run_id: str | None, join_r
     """The experiment's run, wherever it was opened; a new one where it has none."""
     for run_id in filter(None, (known_run_id, join_run_id)):
         if _is_parent(door, run_id, history):
-            door.experiment_id = str(door.client.get_run(run_id).info.experiment_id)
+            door.experiment_id = str(door.run(run_id).info.experiment_id)
             return _announced(door, run_id, join_run_id)
     found = _find_run(door, {_EXPERIMENT_TAG: history.experiment_sha256})
     if found is not None:
@@ -54,7 +55,7 @@ def _is_parent(door: Door, run_id: str, history: History) -> bool:
     from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
     try:
-        tags = door.client.get_run(run_id).data.tags
+        tags = door.run(run_id).data.tags
     except MlflowException as error:
         if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
             return False  # remembered from another store
@@ -69,7 +70,7 @@ def _identity(history: History) -> dict[str, str]:
 def _join(door: Door, history: History, run_id: str) -> str:
     """Make the run that was opened for us the experiment's own."""
     set_tags(door, run_id, _identity(history))
-    door.experiment_id = str(door.client.get_run(run_id).info.experiment_id)
+    door.experiment_id = str(door.run(run_id).info.experiment_id)
     return run_id
 
 
@@ -88,21 +89,38 @@ def _create_parent(door: Door, history: History) -> str:
 # ------------------------------------------------------------------------------------------------ runs of attempts
 
 
-def attempt_run(door: Door, parent_id: str, attempt: Attempt) -> str:
-    """The child run of an attempt; made if absent."""
+def attempt_runs(door: Door, parent_id: str) -> dict[str, str]:
+    """Child runs that are there already, by the name of their attempt: one request however many there are."""
+    found = _find_runs(door, {"mlflow.parentRunId": parent_id})
+    return {run.data.tags.get(_ATTEMPT_TAG, ""): door.saw(run) for run in reversed(found)}
+
+
+def attempt_run(door: Door, parent_id: str, attempt: Attempt, known: Mapping[str, str]) -> str:
+    """The child run of an attempt; made if it is not among those known."""
     name = f"seg-{attempt.opened.segment:04d} attempt-{attempt.opened.attempt:02d}"
     identity = {"mlflow.parentRunId": parent_id, _ATTEMPT_TAG: name}
-    return _find_run(door, identity) or _create_run(door, attempt.opened.opened_ns, identity, name)
+    return known.get(name) or _create_run(door, attempt.opened.opened_ns, identity, name)
 
 
 def _find_run(door: Door, tags: Mapping[str, str]) -> str | None:
     """The oldest run with these tags."""
+    return next((door.saw(run) for run in _find_runs(door, tags)), None)
+
+
+def _find_runs(door: Door, tags: Mapping[str, str]) -> list[Any]:
+    """All runs with these tags, oldest first."""
     wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-    runs = door.client.search_runs([door.experiment_id], wanted, max_results=1, order_by=["attributes.start_time ASC"])
-    return str(runs[0].info.run_id) if runs else None
+    runs: list[Any] = []
+    token: str | None = None
+    while True:
+        page = door.client.search_runs([door.experiment_id], wanted, order_by=["attributes.start_time ASC"], page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
 
 
 def _create_run(door: Door, started_ns: int, tags: Mapping[str, str], name: str) -> str:
     with only_once():
         run = door.client.create_run(door.experiment_id, started_ns // 1_000_000, stamp() | dict(tags), name)
-    return str(run.info.run_id)
+    return door.saw(run)

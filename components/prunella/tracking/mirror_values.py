@@ -30,7 +30,7 @@ def log_points(door: Door, run_id: str, points: Sequence[Point], models: Mapping
 
 
 def _missing(door: Door, run_id: str, points: Sequence[Point]) -> list[Point]:
-    logged = door.client.get_run(run_id).data.metrics
+    logged = door.run(run_id).data.metrics
     there: set[tuple[str, int, int]] = set()
     for key in {point.key for point in points} & set(logged):
         door.check_deadline()
@@ -43,7 +43,7 @@ def log_params(door: Door, run_id: str, params: Mapping[str, str]) -> None:
     """Add the params that the run does not have: they never change."""
     from mlflow.entities import Param
 
-    logged = door.client.get_run(run_id).data.params
+    logged = door.run(run_id).data.params
     missing = [Param(key, value) for key, value in params.items() if key not in logged]
     for start in range(0, len(missing), _PARAMS_A_BATCH):
         door.client.log_batch(run_id, params=missing[start : start + _PARAMS_A_BATCH])
@@ -53,15 +53,16 @@ def set_tags(door: Door, run_id: str, tags: Mapping[str, str]) -> None:
     """Set the tags that are absent or say something else."""
     from mlflow.entities import RunTag
 
-    logged = door.client.get_run(run_id).data.tags
+    logged = door.run(run_id).data.tags
     changed = [RunTag(key, value) for key, value in tags.items() if logged.get(key) != value]
     if changed:
         door.client.log_batch(run_id, tags=changed)
+        logged.update(tags)
 
 
 def set_status(door: Door, run_id: str, status: str, ended_ns: int | None) -> None:
     """How the run ended and when, or that it is running."""
-    info = door.client.get_run(run_id).info
+    info = door.run(run_id).info
     ended_ms = None if ended_ns is None else ended_ns // 1_000_000
     if status == "RUNNING":
         if info.status != status:
@@ -75,7 +76,8 @@ def log_dataset(door: Door, run_id: str, history: History) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     record, identity = history.dataset, _dataset_identity(history)
-    if not isinstance(record, DataPrepRecord) or door.client.get_run(run_id).inputs.dataset_inputs:
+    inputs = door.run(run_id).inputs
+    if not isinstance(record, DataPrepRecord) or (inputs is not None and inputs.dataset_inputs):
         return
     profile = {"train_tokens": record.train_tokens, "heldout_tokens": record.heldout_tokens, "documents": record.documents}
     dataset = Dataset(

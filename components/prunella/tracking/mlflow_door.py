@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from prunella.errors import TrackingUnavailable
@@ -28,13 +28,25 @@ _CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
 @dataclass(kw_only=True, slots=True)
 class Door:
-    """An open door: the client, the MLflow experiment that is written to, and what one pass has used up so far."""
+    """An open door: the client, the MLflow experiment that is written to, and what one pass has seen and done so far."""
 
     uri: str
     client: Any
     deadline_s: float
     experiment_id: str = ""
     points_added: int = 0
+    _runs: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, run_id: str) -> Any:
+        """A run as this pass first saw it, with the tags set since: nobody else writes to it, and a look is a request."""
+        if run_id not in self._runs:
+            self._runs[run_id] = self.client.get_run(run_id)
+        return self._runs[run_id]
+
+    def saw(self, run: Any) -> str:
+        """Remembers a run that an answer held; returns its id."""
+        self._runs[run.info.run_id] = run
+        return str(run.info.run_id)
 
     def check_deadline(self) -> None:
         """Raises TrackingUnavailable when the time of this pass is used up."""
@@ -114,7 +126,7 @@ def _reason(error: Exception, uri: str) -> str:
     if code == "PERMISSION_DENIED":
         return (
             f"403, it does not let the user of {_CREDENTIALS[0]} do this: expected one who may edit the MLflow experiment; "
-            "ask its owner for the permission EDIT, or MANAGE"
+            "ask its owner for the permission EDIT"
         )
     return (str(error).splitlines() or [type(error).__name__])[0].replace(uri, without_password(uri))[:300]
 

@@ -2,8 +2,9 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -86,6 +87,28 @@ def test_mirroring_again_adds_nothing(uri: str, mirrored: tuple[Campaign, Mirror
     assert second.points_added == 0
     assert (second.run_id, second.attempt_run_ids) == (first.run_id, first.attempt_run_ids)
     assert snapshot(uri, second) == before
+
+
+def test_mirroring_again_looks_at_each_run_once_at_most_and_at_no_series(
+    uri: str, mirrored: tuple[Campaign, MirrorResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign, _ = mirrored
+    asked: dict[str, list[str]] = {"get_run": [], "get_metric_history": []}
+    for name, questions in asked.items():
+        monkeypatch.setattr(mlflow.MlflowClient, name, _noting(getattr(mlflow.MlflowClient, name), questions))
+
+    mirror(campaign.ledger, uri=uri)
+
+    assert len(asked["get_run"]) == len(set(asked["get_run"]))
+    assert asked["get_metric_history"] == []
+
+
+def _noting(asking: Callable[..., Any], questions: list[str]) -> Callable[..., Any]:
+    def noted(self: Any, run_id: str, *arguments: Any) -> Any:
+        questions.append(run_id)
+        return asking(self, run_id, *arguments)
+
+    return noted
 
 
 def test_a_mirror_that_is_cut_short_again_and_again_ends_with_the_same_picture(
