@@ -161,6 +161,7 @@ def _write_bill(image: str, builder: str, tag: str) -> None:
     purls += [PackageURL("deb", "debian", name, version) for name, version in found["deb"]]
     bill = Bom(components=[_component(purl) for purl in purls])
     bill.metadata.component = Component(name=f"prunella/{image}", version=_version(), type=ComponentType.CONTAINER)
+    bill.register_dependency(bill.metadata.component, bill.components)
     (WORK / f"{image}.cdx.json").write_text(JsonV1Dot6(bill).output_as_string(indent=2))
 
 

@@ -53,6 +53,8 @@ def _command(nnodes: int, index: int, node: NodeRef, port: int, scratch: Path) -
         "master-port": port,
         "max-restarts": 0,
         "monitor-interval": 0.1,
+        "log-dir": scratch
+        / "torchrun",  # by default a folder in the system's temporary one, which a killed agent leaves behind
     }
     torchrun = [sys.executable, "-m", "torch.distributed.run", *(f"--{name}={value}" for name, value in options.items())]
     return [*torchrun, "-m", "prunella.training_segment.worker", "--scratch", str(scratch)]
