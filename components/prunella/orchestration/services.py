@@ -1,8 +1,8 @@
 """Long-running programs kept alive, as an init system would: started together, started again when one dies.
 
 Each runs in a session of its own with its own log, and dies with the process that supervises it. What a service that died
-left running is let be, because it may be at work (a scheduler's workers), until everything stops. A service that keeps dying
-is started ever less often.
+left running is ended before it is started again: workers of a killed scheduler hold copies of its connections, and with them
+its locks in the database. Stages have sessions of their own and go on. A service that keeps dying is started ever less often.
 """
 
 import contextlib
@@ -50,10 +50,11 @@ class _Life:
     due_s: float | None = None
 
     def is_due(self, now_s: float) -> bool:
-        """Whether it is dead, and its delay is over. Notes the death the first time."""
+        """Whether it is dead, and its delay is over. Notes the death the first time, and ends what it left behind."""
         if self.process.poll() is None:
             return False
         if self.due_s is None:
+            _send(signal.SIGKILL, _in_sessions({self.process.pid}))
             self.due_s = now_s + (0.0 if now_s - self.started_s > _STABLE_S else self.delay_s)
         return now_s >= self.due_s
 
@@ -70,7 +71,6 @@ class Supervisor:
         self._services = services
         self._logs = logs
         self._lives: dict[str, _Life] = {}
-        self._orphaned: set[int] = set()
         self._is_closed = threading.Event()
         self._started = threading.Event()
         self._failure: OSError | None = None
@@ -107,15 +107,8 @@ class Supervisor:
                 life = self._lives[service.name]
                 if life.is_due(time.monotonic()):
                     logger.warning("service_started_again name=%s exit_code=%s", service.name, life.process.returncode)
-                    self._orphaned.add(life.process.pid)
                     self._start(service, delay_s=life.next_delay_s())
-            self._forget_empty_sessions()
         self._stop_all()
-
-    def _forget_empty_sessions(self) -> None:
-        """The kernel may give their number to somebody else's; it does not while a process is in one."""
-        if self._orphaned:
-            self._orphaned &= {_session(process.pid) for process in psutil.process_iter()}
 
     def _start(self, service: Service, *, delay_s: float) -> None:
         with (self._logs / f"{service.name}.log").open("ab") as log:
@@ -133,9 +126,7 @@ class Supervisor:
     def _stop_all(self) -> None:
         """Ask, then force. Everything in a session that we began is ours, also what outlived the service that began it."""
         for number, grace_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, 0.0)):
-            for process in self._ours():
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.send_signal(number)
+            _send(number, self._ours())
             deadline = time.monotonic() + grace_s
             while time.monotonic() < deadline and self._ours():
                 time.sleep(0.05)
@@ -146,8 +137,18 @@ class Supervisor:
         """Living processes of our sessions. Reaps the services among them that have ended."""
         for life in self._lives.values():
             life.process.poll()
-        sessions = self._orphaned | {life.process.pid for life in self._lives.values()}
-        return [process for process in psutil.process_iter() if _session(process.pid) in sessions]
+        return _in_sessions({life.process.pid for life in self._lives.values()})
+
+
+def _in_sessions(sessions: set[int]) -> list[psutil.Process]:
+    """Living processes of these sessions. The kernel gives no session's number away while a process is in it."""
+    return [process for process in psutil.process_iter() if _session(process.pid) in sessions]
+
+
+def _send(number: signal.Signals, processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 def _session(pid: int) -> int | None:
