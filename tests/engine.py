@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from prunella.errors import ConfigError
+from prunella.launch import container
 from prunella.launch.engine import container_engine
 from prunella.launch.images import image_name
 
@@ -34,8 +35,10 @@ def engine_with(*images: str) -> Iterator[None]:
 
 
 def in_image(image: str, *command: str) -> str:
-    """What a command prints inside an image."""
+    """What a command prints inside an image, as root, who sees all of it."""
     import docker
 
-    output: bytes = docker.from_env().containers.run(image_name(image), list(command), remove=True, network_mode="host")
+    settings = container._closed() | {"user": "0:0", "cap_drop": []}
+    settings |= {"remove": True, "network_mode": "host"}
+    output: bytes = docker.from_env().containers.run(image_name(image), list(command), **settings)
     return output.decode()
