@@ -140,8 +140,8 @@ def test_a_container_ends_on_sigterm_within_its_grace(held_launch: Launch) -> No
 def test_a_container_has_no_capability_a_read_only_root_and_nothing_of_the_environment_that_it_does_not_read(
     held_launch: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SOME_PASSWORD", "hunter2")
-    monkeypatch.setenv("PRUNELLA_AIRFLOW_PASSWORD", "hunter2")
+    for name in ("SOME_PASSWORD", "PRUNELLA_AIRFLOW_PASSWORD", "PRUNELLA_DATABASE", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "hunter2")
     handle = start(held_launch)
     assert isinstance(handle, Container)
 
@@ -152,6 +152,14 @@ def test_a_container_has_no_capability_a_read_only_root_and_nothing_of_the_envir
     assert not found["HostConfig"]["Privileged"]
     assert not found.get("EffectiveCaps")
     assert "no-new-privileges" in str(found["HostConfig"]["SecurityOpt"])
+
+
+def test_a_container_that_cannot_be_started_is_one_clear_error(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is asked for more open files than this machine allows."""
+    monkeypatch.setattr("resource.getrlimit", lambda _which: (2**30, 2**30))
+
+    with pytest.raises(PrunellaError, match="could not be started"):
+        door.start_or_attach(launch)
 
 
 def test_an_image_that_is_not_there_is_named_with_what_builds_it(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,14 +36,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LABEL = "org.prunella"
-#: What of this process's environment a stage may read. Credentials travel here: whoever may ask the engine can read them.
-_PASSED_ON = ("PRUNELLA_", "AWS_", "MLFLOW_", "OMP_", "MKL_", "OPENBLAS_", "TOKENIZERS_", "HF_", "NCCL_", "GLOO_", "CUDA_")
-#: Of those, what names something outside.
-_KEPT_OUT = ("PRUNELLA_PYTHON", "PRUNELLA_LAUNCH", "PRUNELLA_AIRFLOW_USER", "PRUNELLA_AIRFLOW_PASSWORD")
+#: What of this process's environment a stage reads. Credentials of the store travel here: whoever may ask the engine can
+#: read them.
+_FOR_STAGES = ("AWS_", "OMP_", "MKL_", "OPENBLAS_", "TOKENIZERS_", "HF_", "NCCL_", "GLOO_", "CUDA_")
+_SETTINGS = ("PRUNELLA_CACHE_BYTES", "PRUNELLA_S3_STYLE", "PRUNELLA_PUBLISHED", "PRUNELLA_MLFLOW_UI")
+#: What tracking reads besides: where MLflow is and who we are there, and which task of Airflow asks.
+_FOR_TRACKING = ("MLFLOW_", "AIRFLOW_CTX_")
 #: An engine that does not answer within this long is away. Source: own choice 2026-11; creating a container on a driver that
 #: copies the whole image (vfs) took 20 s.
 _ENGINE_TIMEOUT_S = 120
 _TAIL_LINES = 50
+#: States of a container that does not come back. Source: Docker's API 1.41; podman adds `stopped`.
+_OVER = ("exited", "dead", "removing", "stopped")
 #: Processes and threads a container may have. Source: own choice 2026-11: far above the ranks, agents and threads of a node;
 #: podman 4.3 as root without CAP_SYS_RESOURCE was refused 65,536 although the limit was 96,365.
 _PROCESSES = 32_768
@@ -62,7 +66,7 @@ class Container(Handle):
     @property
     def is_alive(self) -> bool:
         state = _state(self.name)
-        return state is not None and state["Status"] not in ("exited", "dead", "removing", "stopped")
+        return state is not None and state["Status"] not in _OVER
 
     def send(self, number: signal.Signals) -> None:
         with _engine_errors(f"container {self.name}"), _over_is_fine():
@@ -74,7 +78,7 @@ class Container(Handle):
     def bury(self) -> None:
         """Remove it, once it is over. How it ended is in the log by then."""
         state = _state(self.name)
-        if state is None or state["Running"]:
+        if state is None or state["Status"] not in _OVER:
             return
         logger.info("container_ended name=%s exit=%s oom=%s", self.name, state.get("ExitCode"), state.get("OOMKilled"))
         with _engine_errors(f"container {self.name}"), _over_is_fine():
@@ -100,9 +104,7 @@ def start(launch: "Launch") -> Callable[[], bool]:
         folders=_mounts([*_folders(launch.root), launch.handle.parent], launch.reads),
         environment={CONTAINER_VARIABLE: name, **({"PRUNELLA_NODE": launch.node} if launch.node else {})},
     )
-    with _engine_errors(name):
-        if container.status == "created":
-            container.start()
+    _start(container)
 
     def has_ended() -> bool:
         is_over = not Container(name=name).is_alive
@@ -119,9 +121,8 @@ def start_command(arguments: list[str], *, log: Path, writes: list[Path]) -> "Co
     folders = _mounts([*writes, log.parent, scratch_base()], ())
     with _engine_errors(name):
         _engine().containers.prune(filters={"label": f"{LABEL}=command"})  # those that nobody waited for
-    container = _create(name, WORKER, arguments, log=log, folders=folders, environment={}, label="command")
-    with _engine_errors(name):
-        container.start()
+    environment = _passed_on(_FOR_TRACKING)
+    _start(_create(name, WORKER, arguments, log=log, folders=folders, environment=environment, label="command"))
     return ContainerProgram(Container(name=name))
 
 
@@ -201,6 +202,19 @@ def _create(
         raise PrunellaError(f"container {name}: the engine refused it: {error.explanation}") from error
 
 
+def _start(container: Any) -> None:
+    """Start it, unless somebody did."""
+    if container.status != "created":
+        return
+    try:
+        with _engine_errors(container.name):
+            container.start()
+    except APIError as error:
+        state = _state(container.name)
+        if state is not None and state["Status"] == "created":
+            raise PrunellaError(f"container {container.name} could not be started: {error.explanation}") from error
+
+
 def _closed() -> dict[str, Any]:
     """A stage needs no privilege and writes only where something is mounted. Its launcher watches it, so the engine need not;
     limits are named because an engine's own are refused on some machines."""
@@ -220,10 +234,14 @@ def _limits() -> Iterator[tuple[str, tuple[int, int]]]:
     yield "nproc", (processes, processes)
 
 
+def _passed_on(prefixes: tuple[str, ...]) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
+
+
 def _environment() -> dict[str, str]:
     from prunella.data_prep.sources import STDLIB_VARIABLE, stdlib_folder
 
-    passed = {k: v for k, v in os.environ.items() if k.startswith(_PASSED_ON) and k not in _KEPT_OUT}
+    passed = _passed_on(_FOR_STAGES) | {name: os.environ[name] for name in _SETTINGS if name in os.environ}
     own = {"HOME": _TMP, "PRUNELLA_SCRATCH": str(scratch_base()), STDLIB_VARIABLE: str(stdlib_folder())}
     return {**passed, **own}
 
