@@ -7,7 +7,7 @@ The environment is set when this file is imported, before torch, Airflow or MLfl
 import os
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,16 @@ def _fail_if_system_is_missing(report: Any, config: pytest.Config) -> None:
     if reason.startswith(_MISSING_SYSTEM):
         report.outcome = "failed"
         report.longrepr = f"skipped, and --no-missing-system was given: {reason}; run `make system` first"
+
+
+@pytest.fixture(autouse=True)
+def _mlflow_is_nowhere_in_particular() -> Iterator[None]:
+    """Whoever tells MLflow's client where its server is writes that into the environment, and so into every later test's."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+    yield
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture

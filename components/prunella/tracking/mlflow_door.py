@@ -22,6 +22,8 @@ _BOUNDS = {
     _RETRIES_VARIABLE: str(_REQUEST_RETRIES),
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+#: `mlflow.set_tracking_uri` leaves the address behind in these, for whatever this process starts afterwards.
+_ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 #: Where MLflow's client finds who it is. Never in a setting: configurations are recorded for ever.
 _CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
@@ -64,7 +66,7 @@ def opened(uri: str, *, timeout_s: float) -> Iterator[Door]:
     Raises:
         TrackingUnavailable: whatever MLflow raises inside.
     """
-    with _environment(_BOUNDS), _one_error(uri):
+    with _environment(_BOUNDS | dict.fromkeys(_ADDRESSES, uri)), _one_error(uri):
         yield Door(uri=uri, client=_client(uri), deadline_s=time.monotonic() + timeout_s)
 
 
@@ -79,7 +81,7 @@ def _client(uri: str) -> Any:
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """MLflow reads its bounds from the environment at each request; its defaults wait for minutes."""
+    """These values while the block runs. MLflow reads its bounds at each request; its defaults wait for minutes."""
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
     try:

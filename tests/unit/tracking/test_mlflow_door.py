@@ -1,6 +1,7 @@
 """Behind the door is a server that refuses, hangs up, or is asked by two at once. Each ends well, or in one clear line."""
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -155,3 +156,14 @@ def test_a_user_who_may_only_read_is_one_line_that_says_what_to_ask_for(served: 
 
     with pytest.raises(TrackingUnavailable, match="403, it does not let the user of MLFLOW_TRACKING_USERNAME"):
         mirror(campaign.ledger, uri=stub.uri)
+
+
+def test_where_the_server_is_stays_behind_the_door(served: Callable[[Stub], Stub]) -> None:
+    """MLflow's client writes the address into the environment: another program started here would talk to that server."""
+    stub = served(Stub({}))
+    before = dict(os.environ)
+
+    with opened(stub.uri, timeout_s=5.0):
+        pass
+
+    assert dict(os.environ) == before
