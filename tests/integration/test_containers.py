@@ -14,15 +14,13 @@ from docker.errors import NotFound
 
 from engine import engine_with
 from prunella.errors import Cause, ConfigError, PrunellaError
-from prunella.faults import FaultSwitch, parse
 from prunella.launch import container, door
 from prunella.launch.container import Container
 from prunella.launch.door import Launch
 from prunella.launch.handle import Handle
 from prunella.launch.images import WORKER
 from prunella.records import FailedRecord
-from prunella.storage import FolderStore
-from unit.launch.test_door import launch_under, record_of
+from unit.launch.test_door import held_launch_under, launch_under, record_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 _HELD_S = 120.0
@@ -45,9 +43,7 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
 @pytest.fixture
 def held_launch(tmp_path: Path) -> Iterator[Launch]:
     """The same, but its container waits for its store for a while."""
-    fault = f"storage-down:seconds={_HELD_S}"
-    launch = launch_under(tmp_path, faults=(fault,))
-    FaultSwitch(FolderStore(launch.root), "demo", (parse(fault),)).fire(parse(fault))
+    launch = held_launch_under(tmp_path, seconds=_HELD_S)
     yield launch
     remove(launch)
 

@@ -44,11 +44,17 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
 @pytest.fixture
 def held_launch(tmp_path: Path) -> Iterator[Launch]:
     """The same, but its process waits for its store for a while."""
-    fault = f"storage-down:seconds={_HELD_S}"
-    launch = launch_under(tmp_path, faults=(fault,))
-    FaultSwitch(FolderStore(launch.root), "demo", (parse(fault),)).fire(parse(fault))
+    launch = held_launch_under(tmp_path, seconds=_HELD_S)
     yield launch
     kill(launch)
+
+
+def held_launch_under(folder: Path, *, seconds: float) -> Launch:
+    """A launch whose stage finds the store away for that long."""
+    fault = f"storage-down:seconds={seconds}"
+    launch = launch_under(folder, faults=(fault,))
+    FaultSwitch(FolderStore(launch.root), "demo", (parse(fault),)).fire(parse(fault))
+    return launch
 
 
 def launch_under(folder: Path, *, faults: tuple[str, ...]) -> Launch:
