@@ -192,6 +192,10 @@ class Ledger:
         """Where it is recorded that a start of a stage, from 0, ended without the record it was to write at `output`."""
         return f"{output.removesuffix('.json')}.vanished-{start}.json"
 
+    def launched_key(self, output: str, start: int) -> str:
+        """Where it is recorded that a stage, whose record is to be written at `output`, was started, from 0."""
+        return f"{output.removesuffix('.json')}.launched-{start}.json"
+
     def vanishings(self, output: str) -> list[FailedRecord]:
         """Starts of a stage that ended without a record, oldest first."""
         found: list[FailedRecord] = []

@@ -79,6 +79,16 @@ def start_or_attach(launch: Launch) -> Handle | None:
     return found
 
 
+def was_started_here(launch: Launch) -> bool:
+    """Whether a launch that somebody began can be found from here, given the time that a process takes to register."""
+    deadline = time.monotonic() + _REGISTER_TIMEOUT_S
+    while read(launch.handle) is None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
 def _start(launch: Launch) -> Callable[[], bool]:
     """Start it; returns what tells whether it has ended."""
     if launcher() == "container":

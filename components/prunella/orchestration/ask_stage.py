@@ -1,10 +1,12 @@
 """Asking a stage: write its request, start or re-attach to its process, wait, read its record. Absence is an answer.
 
 Training is started once and never again for the same attempt. The other stages change nothing but their own record, so a
-process of theirs that vanished is started again within the attempt, and its vanishing is recorded.
+process of theirs that vanished is started again within the attempt, and its vanishing is recorded. That a stage is started is
+recorded before it is: a second try that finds no handle, on another machine or after scratch was lost, starts nothing.
 """
 
 import logging
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from prunella.errors import Cause, KeyExists, StorageFull, StorageUnavailable
 from prunella.launch import door
 from prunella.launch.handle import Handle
 from prunella.ledger import Ledger
-from prunella.records import RECORD_OF, FailedRecord, Failure, Request, Stage, StageRecord, Verdict
+from prunella.records import RECORD_OF, FailedRecord, Failure, Request, Stage, StageLaunched, StageRecord, Verdict
 
 logger = logging.getLogger(__name__)
 stage_output = logging.getLogger("prunella.stage")
@@ -71,12 +73,25 @@ def _run(ledger: Ledger, key: str, request: Request, asking: Asking, index: int)
         node=asking.node,
         reads=places(ledger.config().data) if request.stage is Stage.DATA_PREP else (),
     )
+    if not _may_start(ledger, request, index) and not door.was_started_here(launch):
+        logger.error("stage_out_of_reach stage=%s handle=%s", request.stage, launch.handle)
+        return
     handle = door.start_or_attach(launch)
     if handle is None:
         logger.error("stage_died_at_start stage=%s log=%s", request.stage, launch.log)
         return
     asking.on_start(handle)
     door.wait(handle, log=launch.log, on_poll=_Watch(handle, asking), on_line=stage_output.info)
+
+
+def _may_start(ledger: Ledger, request: Request, index: int) -> bool:
+    """Whether nobody has begun this start of the stage; from now on, somebody has."""
+    record = StageLaunched(stage=request.stage, host=platform.node(), at_ns=time.time_ns())
+    try:
+        ledger.put(ledger.launched_key(request.output, index), record)
+    except KeyExists:
+        return False
+    return True
 
 
 class _Watch:

@@ -37,6 +37,7 @@ from prunella.records.experiment import (
     ResumePoint,
     SegmentClosed,
     SegmentOpened,
+    StageLaunched,
 )
 from prunella.records.parts import (
     CheckpointRef,
@@ -121,6 +122,7 @@ __all__ = [
     "SegmentOpened",
     "Span",
     "Stage",
+    "StageLaunched",
     "StageRecord",
     "StepRecord",
     "StopReason",

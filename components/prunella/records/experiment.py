@@ -5,7 +5,7 @@ from typing import Any
 
 from prunella.errors import Cause
 from prunella.records.parts import CheckpointRef, Json, NodeRef, Record, Span, Window
-from prunella.records.words import Action, NodeState, Outcome
+from prunella.records.words import Action, NodeState, Outcome, Stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,6 +134,16 @@ class SegmentOpened(Record):
     run_index: int
     run_id: str
     opened_ns: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageLaunched(Record):
+    """A stage is about to be started on `host`. Written before it is, so that nobody elsewhere starts it again."""
+
+    KIND = "stage_launched"
+    stage: Stage
+    host: str
+    at_ns: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
