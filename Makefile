@@ -13,8 +13,10 @@ BIN := .venv/bin
 SYSTEM_PACKAGES := chromium chromium-driver fonts-dejavu-core podman runc mmdebstrap postgresql
 # As what the stages of a demonstration run: processes (local), or containers (container; after `make images`).
 LAUNCH ?= local
-# Where `make up` works: the demonstration's folder, once there is one.
-DIR ?= $(if $(wildcard var/demo/root),var/demo,var/up)
+# A file of settings for `make up`, such as the prunella.env that `make stack` writes.
+ENV ?=
+# Where `make up` works: the demonstration's folder, once there is one, unless a file says where the ledger lies.
+DIR ?= $(if $(ENV),var/up,$(if $(wildcard var/demo/root),var/demo,var/up))
 # What an environment was made from, and where: another lock or a moved folder makes it anew.
 fingerprint = $(shell { pwd; cat requirements/$(1).lock pyproject.toml; } | sha256sum | cut -c1-16)
 READY := .venv/.ready-$(call fingerprint,dev)
@@ -44,7 +46,11 @@ demo: setup ## Watch a small model train under a real Airflow, break three times
 
 .PHONY: up
 up: setup ## Keep the pages of Airflow and MLflow on; prints their addresses and how to sign in
-	@PRUNELLA_LAUNCH=$(LAUNCH) $(BIN)/prunella up --dir $(DIR)
+	@$(if $(ENV),set -a; . "$(abspath $(ENV))"; set +a;) PRUNELLA_LAUNCH=$(LAUNCH) $(BIN)/prunella up --dir $(DIR)
+
+.PHONY: stack
+stack: setup ## Run PostgreSQL, S3, MLflow and Airflow in containers, as prunella.env says; written the first time
+	@$(BIN)/python containers/stack.py $(ARGS)
 
 .PHONY: images
 images: setup ## Build the images of containers/ with docker or podman (ARGS="--help" says more)

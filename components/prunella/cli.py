@@ -26,6 +26,7 @@ from prunella.cli_options import (
     Schedule,
     Segments,
     StepsPerSegment,
+    absolute,
     ledger_of,
     out,
     submission,
@@ -98,14 +99,30 @@ def demo(folder: Annotated[Path, typer.Option("--dir", help="Folder to work in; 
 
 
 @app.command()
-def up(folder: Annotated[Path, typer.Option("--dir", help="Folder to work in; kept.")] = Path("var/up")) -> None:
+def up(
+    folder: Annotated[Path, typer.Option("--dir", help="Folder to work in; kept.")] = Path("var/up"),
+    root: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PRUNELLA_ROOT", help="Where the ledger lies, a folder or s3://BUCKET/PREFIX; in --dir by default."
+        ),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(envvar="PRUNELLA_AIRFLOW_PORT", help="Port of Airflow's pages; a free one by default.")
+    ] = None,
+) -> None:
     """Keep Airflow and MLflow up on this machine until Ctrl-C; prints addresses and credentials."""
     from prunella.launch.engine import container_engine
     from prunella.orchestration import live
 
     logs.configure()
     _end_like_ctrl_c_on_sigterm()
-    settings = live.settings_for(folder.absolute(), with_mlflow=True)
+    settings = live.settings_for(
+        folder.absolute(),
+        with_mlflow=not os.environ.get("MLFLOW_TRACKING_URI"),
+        root=absolute(root) if root else None,
+        airflow_port=port,
+    )
     live.scratch_environment(settings)
     with container_engine(), live.start(settings):
         out.print(live.describe(settings))

@@ -70,7 +70,7 @@ def side_by_side(airflow: LiveAirflow, browser: Browser) -> SideBySide:
     fill_in_the_form(airflow, browser, experiment | what)
     form_run_ids = new_runs(airflow, before)
     triggered = trigger_by_command(airflow, configuration)
-    root = str(airflow.settings.root)
+    root = airflow.settings.root
     ledgers = [open_when_there(root, name) for name in (BY_FORM, BY_COMMAND)]
     for ledger in ledgers:
         wait_until_complete(ledger, 900.0)
@@ -131,7 +131,7 @@ def new_runs(airflow: LiveAirflow, before: set[str]) -> list[str]:
 
 def trigger_by_command(airflow: LiveAirflow, configuration: Path) -> str:
     """`prunella trigger` with every parameter on the command line; returns the run id it printed."""
-    where = ["--root", str(airflow.settings.root), "--airflow", airflow.settings.airflow_url]
+    where = ["--root", airflow.settings.root, "--airflow", airflow.settings.airflow_url]
     what = ["--experiment", BY_COMMAND, "--config", str(configuration), "--schedule", "cron:* * * * *"]
     done = subprocess.run(
         [str(PRUNELLA), "trigger", *where, *what, "--fault", "kill:rank=0,step=5"],

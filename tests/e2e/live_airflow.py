@@ -35,7 +35,7 @@ class LiveAirflow:
         configuration.write_text(CONFIGURATION)
         return open_experiment(
             Submission(
-                root=str(self.settings.root),
+                root=self.settings.root,
                 experiment=name,
                 config_file=str(configuration),
                 segments=segments,

@@ -49,7 +49,7 @@ def demo(folder: Path, console: Console) -> dict[str, Any]:
     settings = live.settings_for(folder, with_mlflow=False)
     live.scratch_environment(settings)
     ledger = open_experiment(
-        Submission(root=str(settings.root), experiment=EXPERIMENT, recipe="tiny_moe", schedule="continuous", faults=FAULTS)
+        Submission(root=settings.root, experiment=EXPERIMENT, recipe="tiny_moe", schedule="continuous", faults=FAULTS)
     )
     as_what = "; every stage is a container" if door.launcher() == "container" else ""
     console.print(f"[bold]Prunella[/] trains {EXPERIMENT!r} and breaks it three times: {', '.join(FAULTS)}{as_what}")
@@ -59,7 +59,7 @@ def demo(folder: Path, console: Console) -> dict[str, Any]:
         with _spinner(console) as show:
             show("starting Airflow")
             api.wait_until_ready(DAG_ID)
-            api.trigger(DAG_ID, conf={"root": str(settings.root), "experiment": EXPERIMENT}, run_id=_first_run_id(ledger))
+            api.trigger(DAG_ID, conf={"root": settings.root, "experiment": EXPERIMENT}, run_id=_first_run_id(ledger))
             _follow(ledger, api, show, console)
     console.print(f"Airflow has stopped; {time.monotonic() - started:.0f} s since the start")
     return _publish(ledger, settings, folder)

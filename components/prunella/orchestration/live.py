@@ -1,7 +1,8 @@
 """A live Airflow (and, if wanted, MLflow's pages) on this machine, bound to loopback, on ports that are free.
 
 The local executor, on SQLite in the folder, or on the database that PRUNELLA_DATABASE names, where several schedulers may
-share the work. Logs and a random password lie in one folder and survive restarts.
+share the work. Logs and a random password lie in one folder and survive restarts. The ledger lies in the folder too, unless a
+root was named, and MLflow's pages show the store beside what is published of it, unless there is a server already.
 """
 
 import base64
@@ -20,7 +21,9 @@ from prunella.errors import PrunellaError
 from prunella.launch.local import interpreter
 from prunella.node_processes import free_port
 from prunella.orchestration import airflow_home, scheduling
+from prunella.orchestration.publishing import published_root
 from prunella.orchestration.services import Service, Supervisor
+from prunella.storage import create_root, prove_root
 
 USER = "admin"
 HOST = "127.0.0.1"
@@ -33,6 +36,7 @@ class LiveSettings:
     """One folder and its ports.
 
     Args:
+        root: where the ledger lies: a folder, or a bucket.
         mlflow_port: None runs no MLflow server.
         database: address of Airflow's database, as SQLAlchemy writes it; None is a SQLite file in the folder.
         schedulers: how many share the work. SQLite allows one.
@@ -40,7 +44,7 @@ class LiveSettings:
     """
 
     folder: Path
-    root: Path
+    root: str
     airflow_port: int
     mlflow_port: int | None
     database: str | None = None
@@ -53,7 +57,11 @@ class LiveSettings:
 
     @property
     def mlflow_url(self) -> str | None:
-        return f"http://{HOST}:{self.mlflow_port}" if self.mlflow_port else None
+        """MLflow's pages: those of ours, or of the server that everybody is told of."""
+        if self.mlflow_port:
+            return f"http://{HOST}:{self.mlflow_port}"
+        elsewhere = os.environ.get("MLFLOW_TRACKING_URI", "")
+        return elsewhere if elsewhere.startswith("http") else None
 
     @property
     def home(self) -> Path:
@@ -61,15 +69,20 @@ class LiveSettings:
 
     @property
     def tracking_uri(self) -> str:
-        return f"sqlite:///{self.root / 'published' / 'mlflow.db'}"
+        return f"sqlite:///{published_root(self.root) / 'mlflow.db'}"
 
 
-def settings_for(folder: Path, *, with_mlflow: bool) -> LiveSettings:
-    """Settings on ports that are free now."""
+def settings_for(folder: Path, *, with_mlflow: bool, root: str | None = None, airflow_port: int | None = None) -> LiveSettings:
+    """Settings on ports that are free now.
+
+    Args:
+        root: where the ledger lies; in the folder by default.
+        airflow_port: where the pages listen, if that matters.
+    """
     return LiveSettings(
         folder=folder,
-        root=folder / "root",
-        airflow_port=free_port(),
+        root=root or str(folder / "root"),
+        airflow_port=airflow_port or free_port(),
         mlflow_port=free_port() if with_mlflow else None,
         database=os.environ.get("PRUNELLA_DATABASE") or None,
     )
@@ -103,7 +116,7 @@ def environment(settings: LiveSettings) -> dict[str, str]:
     passwords.touch(mode=0o600)
     passwords.write_text(json.dumps({USER: known["password"]}))
     variables = airflow_home.environment(settings.home) | {
-        "PRUNELLA_ROOT": str(settings.root),
+        "PRUNELLA_ROOT": settings.root,
         "AIRFLOW__API__HOST": HOST,
         "AIRFLOW__API__PORT": str(settings.airflow_port),
         "AIRFLOW__API__BASE_URL": settings.airflow_url,
@@ -160,14 +173,20 @@ _MLFLOW_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DI
 
 
 def _mlflow_command(settings: LiveSettings) -> tuple[str, ...]:
-    (settings.root / "published").mkdir(parents=True, exist_ok=True)
+    published_root(settings.root).mkdir(parents=True, exist_ok=True)
     store = ("--backend-store-uri", settings.tracking_uri, "--workers", "1")
     return (interpreter(), "-m", "mlflow", "server", *store, "--host", HOST, "--port", str(settings.mlflow_port))
 
 
 def start(settings: LiveSettings) -> Supervisor:
-    """The supervisor of a live Airflow, not yet entered."""
-    settings.root.mkdir(parents=True, exist_ok=True)
+    """The supervisor of a live Airflow, not yet entered.
+
+    Raises:
+        ConfigError: the root cannot hold a ledger.
+        PrunellaError: the root does not answer, or Airflow's database cannot be brought up to date.
+    """
+    create_root(settings.root)
+    prove_root(settings.root, is_sole_writer=True)  # Airflow starts one of two runs with one id
     variables = environment(settings)
     if settings.database:
         airflow_home.migrate(variables, settings.python)

@@ -36,7 +36,7 @@ class Published:
         return f"{address.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 
 
-def _published_root(root: str) -> Path:
+def published_root(root: str) -> Path:
     """The folder of everything published of a root."""
     if "://" not in root:
         return Path(root) / "published"
@@ -46,7 +46,7 @@ def _published_root(root: str) -> Path:
 
 
 def _folder(ledger: Ledger) -> Path:
-    return _published_root(ledger.store.root) / ledger.name
+    return published_root(ledger.store.root) / ledger.name
 
 
 def folder(ledger: Ledger) -> Path:
@@ -71,7 +71,7 @@ def published(ledger: Ledger) -> Published | None:
 def tracking_uri(ledger: Ledger) -> str:
     """The configured tracking server, else MLFLOW_TRACKING_URI, else a SQLite store beside what is published."""
     chosen = ledger.config().tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return chosen or f"sqlite:///{_published_root(ledger.store.root) / 'mlflow.db'}"
+    return chosen or f"sqlite:///{published_root(ledger.store.root) / 'mlflow.db'}"
 
 
 def publish(ledger: Ledger) -> Published:
@@ -143,7 +143,7 @@ def _written(ledger: Ledger) -> list[Path]:
     """The folders a publication writes to, wherever it runs: what is published, and a SQLite store of MLflow's."""
     root, uri = ledger.store.root, tracking_uri(ledger)
     store = [Path(uri.removeprefix("sqlite:///")).parent] if uri.startswith("sqlite:///") else []
-    return [Path(root) if "://" not in root else _published_root(root), *store]
+    return [Path(root) if "://" not in root else published_root(root), *store]
 
 
 @contextmanager

@@ -4,8 +4,11 @@ The record is the configuration; whoever names the same experiment again must me
 difference. Everything that can be refused before anything runs is refused here.
 """
 
+import dataclasses
 import importlib.metadata
+import os
 import platform
+import shlex
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +26,8 @@ from prunella.records import ExperimentRecord, NodeRef
 from prunella.storage import create_root, open_patiently, prove_root
 from prunella.training_segment.split import split_batch
 
+#: Files, globs and folders that new experiments train on where no configuration says otherwise, as a shell would list them.
+DATA_VARIABLE = "PRUNELLA_DATA"
 _RECORDED_PACKAGES = ("prunella", "torch", "safetensors", "tokenizers", "numpy", "apache-airflow", "mlflow")
 
 
@@ -55,7 +60,7 @@ class Submission:
 
 
 def resolve(submission: Submission, *, kept: Config | None = None) -> Config:
-    """The configuration meant: recipe, then file, then single options, then `--set`.
+    """The configuration meant: recipe, then PRUNELLA_DATA, then file, then single options, then `--set`.
 
     Args:
         kept: what the experiment was opened with; it stands in for the recipe where neither that nor a file is given.
@@ -64,7 +69,7 @@ def resolve(submission: Submission, *, kept: Config | None = None) -> Config:
         ConfigError: anything in it cannot be meant.
     """
     is_based = submission.recipe is not None or submission.config_file is not None
-    base = recipe_named(submission.recipe or "tiny_moe") if kept is None or is_based else kept
+    base = _with_own_data(recipe_named(submission.recipe or "tiny_moe")) if kept is None or is_based else kept
     if submission.config_file is not None:
         base = configuration.read_file(Path(submission.config_file), base)
     chosen = configuration.replace(
@@ -77,6 +82,16 @@ def resolve(submission: Submission, *, kept: Config | None = None) -> Config:
         fleet=str(Path(submission.fleet).absolute()) if submission.fleet else None,
     )
     return configuration.override(chosen, submission.assignments)
+
+
+def _with_own_data(recipe: Config) -> Config:
+    """The recipe on the corpus of this place, where PRUNELLA_DATA names one."""
+    named = os.environ.get(DATA_VARIABLE, "")
+    try:
+        inputs = tuple(shlex.split(named))
+    except ValueError as error:
+        raise ConfigError(f"{DATA_VARIABLE}: expected paths with spaces between them, found {named!r} ({error})") from error
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, inputs=inputs)) if inputs else recipe
 
 
 def open_experiment(submission: Submission) -> Ledger:

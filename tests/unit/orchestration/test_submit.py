@@ -32,6 +32,31 @@ def test_options_lie_over_the_file_and_single_settings_over_both(root: str, tmp_
     assert config.optim.learning_rate == 0.25
 
 
+def test_the_corpus_of_a_place_lies_over_the_recipe_and_under_the_file(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRUNELLA_DATA", "/data/books '/data/with space/*.txt'")
+    file = tmp_path / "experiment.toml"
+    file.write_text('[data]\ninputs = ["/data/web.jsonl"]\n')
+
+    assert resolve(Submission(root=root)).data.inputs == ("/data/books", "/data/with space/*.txt")
+    assert resolve(Submission(root=root, config_file=str(file))).data.inputs == ("/data/web.jsonl",)
+
+
+def test_an_experiment_keeps_its_corpus_when_the_place_gets_another(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_experiment(Submission(root=root, experiment="demo", segments=2)).experiment()
+    monkeypatch.setenv("PRUNELLA_DATA", "/no/such/corpus")
+
+    assert open_experiment(Submission(root=root, experiment="demo", segments=2)).experiment() == opened
+
+
+def test_a_corpus_that_nobody_can_read_is_refused(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNELLA_DATA", "/data/'books")
+
+    with pytest.raises(ConfigError, match=r"PRUNELLA_DATA: expected paths"):
+        resolve(Submission(root=root))
+
+
 def test_an_opened_experiment_records_everything_it_depends_on(root: str) -> None:
     ledger = open_experiment(Submission(root=root, experiment="demo", segments=2, faults=("kill:rank=1,step=3",)))
 

@@ -1,0 +1,153 @@
+"""Start the whole local stack (`make stack`): PostgreSQL, an S3 server, MLflow's server, and Airflow with stages as containers.
+
+The first time it writes prunella.env, with random passwords and ports that are free; that file is the one place where the
+stack is moved to a bucket, a PostgreSQL and data of your own. Then it hands compose.yaml to Docker's compose or, without
+Docker, to podman-compose. Other words go to compose as they are: `make stack ARGS=down`, `make stack ARGS="logs airflow"`.
+"""
+
+import argparse
+import os
+import secrets
+import shutil
+import socket
+import string
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+from dotenv import dotenv_values
+
+from prunella.data_prep.sources import stdlib_folder
+from prunella.errors import PrunellaError
+from prunella.launch.images import PREFIX_VARIABLE
+from prunella.node_processes import free_port
+from prunella.orchestration import live
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parent
+UP = ["up", "--detach"]
+#: Below the stack's folder: a folder each for what its services keep.
+KEPT = ("airflow", "corpus", "postgres", "published", "s3", "scratch")
+PORTS = {"airflow": 8080, "mlflow": 5000, "postgres": 5432, "s3": 7070}
+#: PostgreSQL refuses to run as root, so for root the stack's files belong to the user of our images.
+USER_OF_IMAGES = 10001
+#: Time for Airflow to answer, migrations of an empty database included. Source: own measurement 2026-11, 60 s, tripled.
+START_TIMEOUT_S = 180.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--env", type=Path, default=REPOSITORY / "prunella.env", help="the file; written when it is not there")
+    parser.add_argument("--folder", type=Path, default=REPOSITORY / "var" / "stack", help="where a new one keeps its files")
+    parser.add_argument("words", nargs=argparse.REMAINDER, help=f"for compose; {' '.join(UP)!r} by default")
+    given = parser.parse_args()
+    file = given.env.resolve()
+    if not file.exists():
+        write_settings(file, given.folder.resolve())
+        print(f"wrote {file}: edit it to use a bucket, a PostgreSQL or data of your own, then run this again")
+    words = given.words or UP
+    code = subprocess.run([*_compose(), "--env-file", str(file), "--file", str(HERE / "compose.yaml"), *words]).returncode
+    if code:
+        sys.exit(code)
+    if words == UP:
+        print(_wait_until_ready(file))
+
+
+def write_settings(file: Path, folder: Path) -> None:
+    """The file that says everything, readable by its owner only, and the folders it names."""
+    engine = _engine_socket()
+    user = (os.getuid() or USER_OF_IMAGES, os.getgid() or USER_OF_IMAGES)
+    _make_folders(folder, *user)
+    values = {
+        "folder": folder,
+        "user": "{}:{}".format(*user),
+        "socket": engine,
+        "socket_group": engine.stat().st_gid,
+        "prefix": os.environ.get(PREFIX_VARIABLE, ""),
+        "version": tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"],
+        "file": file,
+        **{f"{name}_secret": secrets.token_hex(16) for name in ("s3", "postgres")},
+        **{f"{name}_port": _port(usual) for name, usual in PORTS.items()},
+    }
+    text = string.Template((HERE / "stack.env.template").read_text()).substitute(values)
+    file.touch(mode=0o600)
+    file.write_text(text)
+
+
+def _make_folders(folder: Path, user: int, group: int) -> None:
+    """What the services write to, and the demonstration's corpus: the source text of Python's standard library."""
+    for name in KEPT:
+        (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+    ignore = shutil.ignore_patterns("site-packages", "dist-packages", "__pycache__", "*.so", "*.a", "*.o")
+    shutil.copytree(stdlib_folder(), folder / "corpus", ignore=ignore, dirs_exist_ok=True)
+    if os.getuid() == 0:
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, user, group, follow_symlinks=False)
+
+
+def _port(usual: int) -> int:
+    """The port that people expect, or a free one where somebody has it."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((live.HOST, usual))
+        except OSError:
+            return free_port()
+    return usual
+
+
+def _engine_socket() -> Path:
+    """The socket of the engine that runs the stages."""
+    named = os.environ.get("DOCKER_HOST", "")
+    usual = [Path("/var/run/docker.sock"), Path("/run/podman/podman.sock"), Path(f"/run/user/{os.getuid()}/podman/podman.sock")]
+    candidates = [Path(named.removeprefix("unix://"))] if named.startswith("unix://") else usual
+    found = next((path for path in candidates if path.is_socket()), None)
+    if found is None:
+        sys.exit(
+            f"make stack: expected the socket of a container engine at {' or '.join(map(str, candidates))}, found none; start "
+            "Docker, or podman's (systemctl enable --now podman.socket), or name it: DOCKER_HOST=unix:///PATH"
+        )
+    return found
+
+
+def _compose() -> list[str]:
+    """What understands compose.yaml here."""
+    if shutil.which("docker") and subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0:
+        return ["docker", "compose"]
+    if shutil.which("podman"):
+        return [sys.executable, "-m", "podman_compose"]
+    sys.exit("make stack: neither Docker's compose nor podman is there; on Debian run: make system")
+
+
+def _wait_until_ready(file: Path) -> str:
+    """Wait for Airflow, and say where everything is."""
+    values = dotenv_values(file)
+    settings = live.LiveSettings(
+        folder=Path(values["PRUNELLA_FOLDER"] or "") / "airflow",
+        root=values["PRUNELLA_ROOT"] or "",
+        airflow_port=int(values["PRUNELLA_AIRFLOW_PORT"] or 0),
+        mlflow_port=None,
+    )
+    os.environ["MLFLOW_TRACKING_URI"] = values.get("MLFLOW_TRACKING_URI") or ""
+    try:
+        _wait_for_password(settings)
+        api = live.AirflowApi(settings.airflow_url, live.USER, live.password(settings))
+        api.wait_until_ready("pretrain_segment", START_TIMEOUT_S)
+    except PrunellaError as error:
+        sys.exit(f"make stack: {error}\nwhat the services say: make stack ARGS=logs")
+    return live.describe(settings)
+
+
+def _wait_for_password(settings: live.LiveSettings) -> None:
+    """Airflow's container makes its own password, before anything else."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not (settings.home / "passwords.json").exists():
+        if time.monotonic() > deadline:
+            raise PrunellaError(f"Airflow's container made no password in {settings.home} within {START_TIMEOUT_S:g} s")
+        time.sleep(0.5)
+
+
+if __name__ == "__main__":
+    main()

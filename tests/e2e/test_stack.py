@@ -1,0 +1,143 @@
+"""The stack of containers, moved to a bucket, a PostgreSQL and data of one's own by editing its one file."""
+
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from buckets import Bucket, moto_bucket, set_in_environment
+from e2e.campaign import CONFIGURATION
+from e2e.live_airflow import DAG_ID, wait_until_complete
+from engine import engine_with
+from postgres import Postgres, postgres_server
+from prunella.data_prep.sources import stdlib_folder
+from prunella.errors import Cause
+from prunella.launch.images import TRAINER, WORKER
+from prunella.ledger import Ledger, open_ledger
+from prunella.orchestration import live
+from prunella.orchestration.claim import next_segment
+
+SCRIPT = Path(__file__).resolve().parents[2] / "containers" / "stack.py"
+AIRFLOW = "airflow"
+OPTIONS = CONFIGURATION.replace('inputs = ["builtin:stdlib"]\n', "")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_stack_moves_to_own_bucket_postgresql_and_data_by_its_one_file(tmp_path: Path) -> None:
+    books = write_books(tmp_path / "books")
+    with engine_with(TRAINER, WORKER, AIRFLOW), postgres_server() as server, moto_bucket() as bucket:
+        file = tmp_path / "prunella.env"
+        stack(file, tmp_path / "stack", "config")
+        settings = edited(file, own_services(bucket, server, books))
+        with running(file), set_in_environment(bucket.environment):
+            ledger = train(settings, bucket)
+
+            assert ledger.config().data.inputs == (str(books),)
+            assert [incident.diagnosis.cause for close in closes(ledger) for incident in close] == [Cause.PROCESS_CRASH]
+            assert server.ask("airflow", "SELECT count(*) FROM dag_run WHERE state = 'success'") == [(2,)]
+            assert server.ask("mlflow", "SELECT count(*) FROM experiments WHERE name = 'prunella'") == [(1,)]
+            assert "prunella" in pages_of_mlflow(settings)
+
+
+def write_books(folder: Path) -> Path:
+    """Some text that belongs to nobody else, for the user of the containers to read."""
+    folder.mkdir(mode=0o755)
+    for source in sorted(stdlib_folder().glob("*.py"))[:40]:
+        (folder / f"{source.stem}.txt").write_text(source.read_text())
+    return folder
+
+
+def own_services(bucket: Bucket, server: Postgres, books: Path) -> dict[str, str]:
+    """What a person writes into the file, and a name of this stack's own."""
+    return {
+        "COMPOSE_PROFILES": "mlflow",
+        "COMPOSE_PROJECT_NAME": f"prunella-test-{secrets.token_hex(4)}",
+        "PRUNELLA_ROOT": bucket.root,
+        "AWS_ENDPOINT_URL": bucket.environment["AWS_ENDPOINT_URL_S3"],
+        "AWS_REGION": bucket.environment["AWS_REGION"],
+        "AWS_ACCESS_KEY_ID": bucket.environment["AWS_ACCESS_KEY_ID"],
+        "AWS_SECRET_ACCESS_KEY": bucket.environment["AWS_SECRET_ACCESS_KEY"],
+        "PRUNELLA_DATABASE": server.uri("airflow").replace("postgresql:", "postgresql+psycopg2:"),
+        "MLFLOW_BACKEND_STORE_URI": server.uri("mlflow"),
+        "PRUNELLA_DATA": str(books),
+        "PRUNELLA_DATA_FOLDER": str(books),
+    }
+
+
+def edited(file: Path, changes: dict[str, str]) -> dict[str, str]:
+    """The file with these lines changed; returns all it says."""
+    text = file.read_text()
+    for name, value in changes.items():
+        line = f"{name}={value}"
+        text, count = re.subn(rf"^{name}=.*$", lambda _, line=line: line, text, flags=re.MULTILINE)
+        text = text if count else f"{text}{line}\n"
+    file.write_text(text)
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
+
+
+def stack(file: Path, folder: Path, *words: str) -> str:
+    command = [sys.executable, str(SCRIPT), "--env", str(file), "--folder", str(folder), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@contextmanager
+def running(file: Path) -> Iterator[None]:
+    """The services up, and gone afterwards."""
+    folder = file.parent / "stack"
+    try:
+        assert "Airflow  http://127.0.0.1:" in stack(file, folder)
+        yield
+    except AssertionError as error:
+        error.add_note(stack(file, folder, "logs"))
+        raise
+    finally:
+        stack(file, folder, "down")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def train(settings: dict[str, str], bucket: Bucket) -> Ledger:
+    """Two segments from Airflow's own REST door, with a rank killed; the configuration lies where the stack has its files."""
+    folder = Path(settings["PRUNELLA_FOLDER"])
+    (folder / "experiment.toml").write_text(OPTIONS)
+    where = live.LiveSettings(
+        folder=folder / "airflow", root=bucket.root, airflow_port=int(settings["PRUNELLA_AIRFLOW_PORT"]), mlflow_port=None
+    )
+    api = live.AirflowApi(where.airflow_url, live.USER, live.password(where))
+    conf = {
+        "experiment": "own",
+        "config_file": str(folder / "experiment.toml"),
+        "schedule": "continuous",
+        "faults": ["kill:rank=1,step=5"],
+    }
+    api.trigger(DAG_ID, conf=conf, run_id="first")
+    ledger = open_ledger(bucket.root, "own")
+    live_until(api, "first", ledger)
+    wait_until_complete(ledger, 600.0)
+    return ledger
+
+
+def live_until(api: live.AirflowApi, run_id: str, ledger: Ledger) -> None:
+    """Until the experiment is opened, which Airflow may refuse to."""
+    while not ledger.store.exists(ledger.experiment_key):
+        assert api.run_states(DAG_ID)[run_id] in ("queued", "running"), api.task_states(DAG_ID, run_id)
+
+
+def closes(ledger: Ledger) -> list[tuple[object, ...]]:
+    assert next_segment(ledger) is None
+    found = [ledger.closed(run.segment, run.run_index) for segment in (0, 1) for run in ledger.runs(segment)]
+    return [close.incidents for close in found if close is not None]
+
+
+def pages_of_mlflow(settings: dict[str, str]) -> str:
+    address = f"{settings['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/experiments/get-by-name"
+    return httpx.get(address, params={"experiment_name": "prunella"}, trust_env=False).raise_for_status().text
