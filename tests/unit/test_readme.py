@@ -8,6 +8,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MAPPED = ("components", "dags", "containers", "mlflow", "requirements", "tests")
+_FUNCTION = re.compile(r"^def (test_\w+)\(", re.MULTILINE)
+_NAMED_TEST = re.compile(r"`(test_\w+)`")
 README = (REPOSITORY / "README.md").read_text()
 
 
@@ -55,7 +57,15 @@ def test_a_file_has_one_line_and_the_line_says_what_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "tests/README.md", "containers/README.md", "containers/kubernetes/README.md", "mlflow/README.md"]
+    "page",
+    [
+        "README.md",
+        "dags/README.md",
+        "tests/README.md",
+        "containers/README.md",
+        "containers/kubernetes/README.md",
+        "mlflow/README.md",
+    ],
 )
 def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
     path = REPOSITORY / page
@@ -75,3 +85,12 @@ def test_every_test_named_in_the_list_of_promises_exists() -> None:
 
     assert named
     assert lost == []
+
+
+def test_every_promise_names_a_test_that_is_there() -> None:
+    written = {name for path in (REPOSITORY / "tests").rglob("test_*.py") for name in _FUNCTION.findall(path.read_text())}
+
+    named = set(_NAMED_TEST.findall(README))
+
+    assert named
+    assert named <= written
