@@ -57,8 +57,8 @@ def main() -> None:
 
 def write_settings(file: Path, folder: Path) -> None:
     """The file that says everything, readable by its owner only, and the folders it names."""
-    engine = _engine_socket()
     user = (os.getuid() or USER_OF_IMAGES, os.getgid() or USER_OF_IMAGES)
+    engine = _engine_socket(user[0])
     _make_folders(folder, *user)
     values = {
         "folder": folder,
@@ -98,8 +98,8 @@ def _port(usual: int) -> int:
     return usual
 
 
-def _engine_socket() -> Path:
-    """The socket of the engine that runs the stages."""
+def _engine_socket(user: int) -> Path:
+    """The socket of the engine that runs the stages, which Airflow's container must be able to use."""
     named = os.environ.get("DOCKER_HOST", "")
     usual = [Path("/var/run/docker.sock"), Path("/run/podman/podman.sock"), Path(f"/run/user/{os.getuid()}/podman/podman.sock")]
     candidates = [Path(named.removeprefix("unix://"))] if named.startswith("unix://") else usual
@@ -108,6 +108,12 @@ def _engine_socket() -> Path:
         sys.exit(
             f"make stack: expected the socket of a container engine at {' or '.join(map(str, candidates))}, found none; start "
             "Docker, or podman's (systemctl enable --now podman.socket), or name it: DOCKER_HOST=unix:///PATH"
+        )
+    status = found.stat()
+    if status.st_uid != user and status.st_mode & 0o060 != 0o060:
+        sys.exit(
+            f"make stack: {found}: expected a socket of user {user} or one that its group may use, found mode "
+            f"{status.st_mode & 0o777:o} of user {status.st_uid}; run: chmod g+rw {found}"
         )
     return found
 

@@ -45,6 +45,8 @@ from prunella.records import ExperimentRecord  # noqa: E402
 from prunella.storage import FolderStore, RetryingStore  # noqa: E402
 
 _MISSING_SYSTEM = "make system"
+#: Files of over four minutes on two cores, longest first (2026-11).
+_LONGEST = ("test_kill_series.py", "test_bucket.py", "test_interruption.py", "test_pages.py", "test_postgres.py")
 #: A test that waits for the store waits a tenth of a second, not a minute.
 _IMPATIENT = StorageConfig(retry_s=0.1, first_delay_s=0.01, max_delay_s=0.02)
 
@@ -55,6 +57,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help=f"a test skipped with a reason that starts with {_MISSING_SYSTEM!r} fails",
     )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On several workers the longest files begin first: begun last, one worker would run them while the others wait."""
+    if getattr(config, "workerinput", None) is not None:
+        items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
 
 
 def pytest_unconfigure() -> None:

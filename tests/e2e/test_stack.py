@@ -1,5 +1,6 @@
 """The stack of containers, moved to a bucket, a PostgreSQL and data of one's own by editing its one file."""
 
+import os
 import re
 import secrets
 import shutil
@@ -34,6 +35,7 @@ OPTIONS = CONFIGURATION.replace('inputs = ["builtin:stdlib"]\n', "")
 def test_stack_moves_to_own_bucket_postgresql_and_data_by_its_one_file(tmp_path: Path) -> None:
     books = write_books(tmp_path / "books")
     with engine_with(TRAINER, WORKER, AIRFLOW), postgres_server() as server, moto_bucket() as bucket:
+        Path(os.environ["DOCKER_HOST"].removeprefix("unix://")).chmod(0o660)  # as systemd's and Docker's are
         file = tmp_path / "prunella.env"
         stack(file, tmp_path / "stack", "config")
         settings = edited(file, own_services(bucket, server, books))
