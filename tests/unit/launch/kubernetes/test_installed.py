@@ -47,7 +47,7 @@ def test_roles_grant_exactly_what_starting_watching_and_ending_stages_takes(docu
         ("prunella-orchestrator", "pods"): {"create", "delete", "get"},
         ("prunella-orchestrator", "pods/log"): {"get"},
         ("prunella-orchestrator", "trainer.kubeflow.org/trainjobs"): {"create", "delete", "get"},
-        ("prunella-node-keeper", "nodes"): {"get", "list", "patch"},
+        ("prunella-node-keeper", "nodes"): {"get", "patch"},
     }
 
 
