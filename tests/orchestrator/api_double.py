@@ -9,7 +9,7 @@ import datetime
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -70,6 +70,8 @@ class Cluster:
 
     Attributes:
         plan: the states that a pod is seen in, one a look; the last one stays.
+        on_look: called with the name at each look at a pod.
+        on_create: what the stage does, called with each pod that is made.
         log: what the stage wrote, with the times that the server adds.
         cut_logs: how many of the next readings of a log break off in the middle.
         unavailable: how many of the next looks at a pod are answered with 503.
@@ -80,6 +82,8 @@ class Cluster:
     """
 
     plan: list[dict[str, Any]] = field(default_factory=lambda: [PENDING, running(), running(), ended()])
+    on_look: Callable[[str], None] = lambda name: None
+    on_create: Callable[[dict[str, Any]], None] = lambda document: None
     log: str = "2026-11-21T09:00:00.000000000Z stage_started\n2026-11-21T09:00:01.000000000Z stage_recorded\n"
     cut_logs: int = 0
     unavailable: int = 0
@@ -141,9 +145,11 @@ class Cluster:
         if name in self.pods:
             return 409, _status(409, "AlreadyExists")
         self.pods[name] = document
+        self.on_create(document)
         return 201, {**document, "status": PENDING}
 
     def _look(self, name: str) -> tuple[int, Any]:
+        self.on_look(name)
         if self.unavailable:
             self.unavailable -= 1
             return 503, _status(503, "ServiceUnavailable")

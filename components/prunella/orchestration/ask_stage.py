@@ -61,6 +61,11 @@ def _answer(ledger: Ledger, request: Request) -> StageRecord | None:
 
 
 def _run(ledger: Ledger, key: str, request: Request, asking: Asking, index: int) -> None:
+    if door.launcher() == door.KUBERNETES:
+        from prunella.orchestration.cluster_stages import run_on_cluster  # brings Airflow's Kubernetes provider
+
+        run_on_cluster(ledger, key, request, asking, index)
+        return
     name = Path(key).stem
     launch = door.Launch(
         stage=request.stage,

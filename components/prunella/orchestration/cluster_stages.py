@@ -1,0 +1,116 @@
+"""A stage as a pod of a cluster: one start of it, made or found by its name and watched to its end, inside an Airflow task.
+
+What it answered is in the ledger, or nothing is and it vanished: whoever asked looks there, as with every other launcher. The
+number of the start is in the name, so a second try of the task finds the pod of the first and never that of an earlier start.
+Each pod stays off the nodes that the node ledger has cordoned; a gate goes onto its own node, cordoned or not.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prunella.config import Config
+from prunella.data_prep.sources import places, stdlib_folder
+from prunella.errors import ConfigError
+from prunella.fleet.lifecycle import Fleet
+from prunella.fleet.roster import load_fleet
+from prunella.launch.kubernetes.naming import ClusterLaunch
+from prunella.launch.kubernetes.pods import Manifest
+from prunella.launch.kubernetes.render import manifest
+from prunella.launch.kubernetes.settings import ClusterSettings, load_settings
+from prunella.launch.kubernetes.trainjobs import SPANS_NODES
+from prunella.ledger import Ledger
+from prunella.orchestration import cluster
+from prunella.orchestration.ask_stage import Asking
+from prunella.records import NodeState, Request, Stage
+
+
+def run_on_cluster(ledger: Ledger, key: str, request: Request, asking: Asking, index: int) -> None:
+    """Run one start of a stage to its end, whoever began it.
+
+    Args:
+        index: which start it is, from 0.
+
+    Raises:
+        ConfigError: the stage cannot run on this cluster, or this is no task of an Airflow that can start pods.
+    """
+    settings = load_settings()
+    if request.stage is Stage.DATA_PREP:
+        _check_within_reach(ledger.config(), settings)
+    launch = ClusterLaunch(
+        request_key=key,
+        request=request,
+        start=index,
+        excluded=() if request.stage is Stage.GATE_NODE else _cordoned(ledger, request),
+        timeout_s=asking.timeout_s,
+    )
+    if request.stage in SPANS_NODES:
+        raise ConfigError(f"PRUNELLA_LAUNCH=kubernetes: nothing submits a TrainJob yet, and {request.stage} is one")
+    _run_pod(manifest(launch, settings), settings)
+
+
+def _check_within_reach(config: Config, settings: ClusterSettings) -> None:
+    """Raises ConfigError for input on this machine that no pod sees: a pod sees the store, its image and the claim."""
+    for place in places(config.data):
+        is_claimed = bool(settings.claim) and place.is_relative_to(settings.claim_path)
+        if place != stdlib_folder() and not is_claimed:
+            raise ConfigError(
+                f"data.inputs or data.tokenizer: {place} is on this machine, where no pod sees it; put it into the store and "
+                "name it store:PREFIX, or into the volume of the cluster settings' `claim`"
+            )
+
+
+def _cordoned(ledger: Ledger, request: Request) -> tuple[str, ...]:
+    """Nodes to stay off. One that was admitted is not among them, even if somebody cordoned it since."""
+    config = ledger.config()
+    states = Fleet(ledger.store).states(load_fleet(config.fleet, nodes=config.nodes))
+    admitted = {node.name for node in request.nodes}
+    return tuple(name for name, state in states.items() if state is NodeState.CORDONED and name not in admitted)
+
+
+def _run_pod(document: Manifest, settings: ClusterSettings) -> None:
+    operator = _operator()(
+        task_id=document["metadata"]["name"],
+        pod_template_dict=document,
+        startup_timeout_seconds=settings.startup_s,
+        config_file=cluster.kubeconfig(),
+    )
+    try:
+        operator.run_to_end(_context())
+    except KeyboardInterrupt:
+        operator.delete()
+        raise
+
+
+def _operator() -> Any:
+    try:
+        from prunella.orchestration.airflow_pods import StagePodOperator
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"PRUNELLA_LAUNCH=kubernetes: {error}; pods are started by Airflow's Kubernetes provider: install "
+            "prunella[cluster] beside Airflow (`make orchestrator`)"
+        ) from error
+    return StagePodOperator
+
+
+def _context() -> Mapping[str, Any]:
+    """Airflow's words about the running task. The operator may label its pod with them, and push nothing: XCom has one key."""
+    from airflow.sdk import get_current_context
+
+    try:
+        context = get_current_context()
+    except RuntimeError as error:
+        raise ConfigError("PRUNELLA_LAUNCH=kubernetes: stages are started by Airflow's tasks only; this is none") from error
+    return {**context, "ti": _Silent(context["ti"])}
+
+
+class _Silent:
+    """A task instance that keeps the pod's name out of XCom."""
+
+    def __init__(self, ti: Any) -> None:
+        self._ti = ti
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ti, name)
+
+    def xcom_push(self, **_: Any) -> None:
+        return
