@@ -1,4 +1,5 @@
-"""A stand-in for a cluster's API server over plain HTTP: pods, as far as starting, watching and ending one goes, and nodes.
+"""A stand-in for a cluster's API server over plain HTTP: pods and TrainJobs, as far as starting, watching and ending one goes,
+and nodes.
 
 It checks everything it is sent against the official schema, allows what the installed roles allow and nothing else, refuses a
 name that is taken and a change of a node that somebody changed meanwhile, and answers each look at a pod with the next state of
@@ -18,11 +19,13 @@ from typing import Any
 
 import yaml
 
-from orchestrator.schemas import kept_by_kubernetes
+from orchestrator.schemas import kept_by_kubernetes, kept_by_trainer
 from unit.launch.kubernetes.installed import installed, one
 
 _PATH = re.compile(
-    r"/api/v1/(namespaces/[^/]+/(?P<kind>pods|events)|(?P<nodes>nodes))(/(?P<name>[^/?]+))?(?P<log>/log)?(\?.*)?$"
+    r"(/api/v1/namespaces/[^/]+/(?P<kind>pods|events)|/api/v1/(?P<nodes>nodes)"
+    r"|/apis/trainer\.kubeflow\.org/v1alpha1/namespaces/[^/]+/(?P<jobs>trainjobs))"
+    r"(/(?P<name>[^/?]+))?(?P<log>/log)?(\?(?P<query>.*))?$"
 )
 #: Source: RFC 1123 labels, which a pod's host name is one of.
 _POD_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -53,6 +56,16 @@ PENDING: dict[str, Any] = {"phase": "Pending"}
 GONE: dict[str, Any] = {}
 
 
+def job_status(*, ready: int = 0, ended: str = "", **trainer: Any) -> dict[str, Any]:
+    """What Kubeflow says of a TrainJob of one pod: whether it runs, with which condition it ended, what the stage reported."""
+    jobs = [{"name": "node", "active": 1, "ready": ready, "failed": 0, "succeeded": 0, "suspended": 0}]
+    since = "2026-11-21T09:00:00Z"
+    reason = {"Complete": "JobsCompleted", "Failed": "JobsFailed"}.get(ended, "")
+    condition = {"type": ended, "status": "True", "reason": reason, "message": "as planned", "lastTransitionTime": since}
+    told = {"trainerStatus": {**trainer, "lastUpdatedTime": since}} if trainer else {}
+    return {"jobsStatus": jobs, **({"conditions": [condition]} if ended else {}), **told}
+
+
 def _container(state: dict[str, Any]) -> dict[str, Any]:
     return {"name": "stage", "image": "i", "imageID": "i", "ready": True, "restartCount": 0, "state": state}
 
@@ -69,12 +82,14 @@ class Cluster:
     """What the stand-in knows and has been asked.
 
     Attributes:
-        plan: the states that a pod is seen in, one a look; the last one stays.
+        plan: the states that a pod or TrainJob is seen in, one a look; the last one stays.
+        leaving: for how many looks a TrainJob that is deleted is still there, because its pods are.
         on_look: called with the name at each look at a pod.
         on_create: what the stage does, called with each pod that is made.
         log: what the stage wrote, with the times that the server adds.
         cut_logs: how many of the next readings of a log break off in the middle.
-        unavailable: how many of the next looks at a pod are answered with 503.
+        blind: how many of the next looks at a TrainJob say that there is none.
+        unavailable: how many of the next looks at a pod or TrainJob are answered with 503.
         meddling: changes of a node that others make, each just before a patch of ours arrives.
         lost_answers: how many of the next patches are done and never answered.
         away_after: after how many requests the server cuts every connection without an answer; None for never.
@@ -87,7 +102,10 @@ class Cluster:
     log: str = "2026-11-21T09:00:00.000000000Z stage_started\n2026-11-21T09:00:01.000000000Z stage_recorded\n"
     cut_logs: int = 0
     unavailable: int = 0
+    leaving: int = 0
+    blind: int = 0
     pods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
     meddling: list[dict[str, Any]] = field(default_factory=list)
     lost_answers: int = 0
@@ -121,13 +139,15 @@ class Cluster:
         match = _PATH.match(path)
         if match is None:
             return self._refuse(404, f"no such path: {path}")
-        verb, resource = _METHODS[method], (match["kind"] or match["nodes"]) + (match["log"] or "")
+        verb, resource = _METHODS[method], (match["kind"] or match["nodes"] or match["jobs"]) + (match["log"] or "")
         verb = "list" if verb == "get" and match["name"] is None else verb
         self.asked.append((verb, resource))
         if verb not in rights().get(resource, set()):
             return self._refuse(403, f"{verb} {resource} is not granted")
         if resource == "nodes":
             return self._node(verb, match["name"], body, content_type)
+        if resource == "trainjobs":
+            return self._job(verb, match["name"], body, match["query"] or "")
         if verb == "create":
             return self._create(json.loads(body))
         if match["name"] not in self.pods:
@@ -161,6 +181,46 @@ class Cluster:
 
     def _delete(self, name: str) -> tuple[int, Any]:
         return 200, self.pods.pop(name)
+
+    def _job(self, verb: str, name: str, body: bytes, query: str) -> tuple[int, Any]:
+        if verb == "create":
+            return self._create_job(json.loads(body))
+        if name not in self.jobs or self.blind:
+            self.blind -= bool(self.blind)
+            return 404, _status(404, "NotFound")
+        if verb == "delete":
+            if "propagationPolicy=Foreground" not in query:
+                return self._refuse(422, "in the background the TrainJob would be gone before its pods have saved")
+            self.jobs[name]["metadata"]["deletionTimestamp"] = "2026-11-21T09:00:00Z"
+            return 200, self.jobs[name]
+        return self._look_at_job(name)
+
+    def _create_job(self, document: dict[str, Any]) -> tuple[int, Any]:
+        try:
+            is_known = kept_by_trainer(document) == document
+        except ValueError:  # pydantic's own error is one
+            is_known = False
+        if not is_known:
+            return self._refuse(422, "the TrainJob has a field or a type that Kubeflow does not know")
+        name = document["metadata"]["name"]
+        if name in self.jobs:
+            return 409, _status(409, "AlreadyExists")
+        self.jobs[name] = document
+        self.on_create(document)
+        return 201, document
+
+    def _look_at_job(self, name: str) -> tuple[int, Any]:
+        self.on_look(name)
+        if self.unavailable:
+            self.unavailable -= 1
+            return 503, _status(503, "ServiceUnavailable")
+        if "deletionTimestamp" in self.jobs[name]["metadata"]:
+            self.leaving -= 1
+        state = self.plan.pop(0) if len(self.plan) > 1 else self.plan[0]
+        if state == GONE or self.leaving < 0:
+            del self.jobs[name]
+            return 404, _status(404, "NotFound")
+        return 200, {**self.jobs[name], "status": state}
 
     def _node(self, verb: str, name: str, body: bytes, content_type: str) -> tuple[int, Any]:
         if name not in self.nodes:

@@ -17,6 +17,7 @@ from prunella.fleet.lifecycle import Fleet, Owner
 from prunella.ledger import Ledger
 from prunella.orchestration.claim import claim_key
 from prunella.orchestration.opening import open_attempt, prepare_data
+from prunella.orchestration.sweep import gate_swept_node, open_sweep
 from prunella.records import GateNodeRecord, GateNodeRequest, Health, NodeState, Stage, Verdict
 from unit.orchestration.story import OPENED_NS, SECOND, Story, validation
 
@@ -273,10 +274,10 @@ def test_text_that_no_pod_can_see_is_refused_before_anything_is_sent(cluster: Cl
 
 
 def test_a_stage_that_no_airflow_task_asks_for_is_refused(cluster: Cluster, root: str) -> None:
-    story = Story(root=root).begin()
+    (key,) = open_sweep(root, None, "manual")[:1]
 
     with pytest.raises(ConfigError, match="started by Airflow's tasks only"):
-        prepare_data(story.open_run())
+        gate_swept_node(root, key)
 
     assert cluster.asked == []
 

@@ -33,6 +33,10 @@ _TRIES = 5
 _FIRST_PAUSE_S = 0.4
 
 
+class ClusterAway(PrunellaError):
+    """The cluster's API does not answer. Transient: what was asked may be asked again."""
+
+
 def kubeconfig() -> str | None:
     """The file that says where the cluster is, where one is named."""
     return os.environ.get("KUBECONFIG") or None
@@ -77,7 +81,7 @@ def patiently(call: Callable[[], Answer], *, also: tuple[int, ...] = ()) -> Answ
 
     Raises:
         ApiException: another answer, or to the end one of `also`.
-        PrunellaError: the server is away.
+        ClusterAway: the server is away.
     """
     from kubernetes.client import ApiException
     from urllib3.exceptions import HTTPError
@@ -100,8 +104,8 @@ def patiently(call: Callable[[], Answer], *, also: tuple[int, ...] = ()) -> Answ
     raise AssertionError("the last try returns or raises")
 
 
-def _away(what: str) -> PrunellaError:
-    return PrunellaError(f"the cluster's API does not answer ({what}); nothing is lost: do the same again when it is back")
+def _away(what: str) -> ClusterAway:
+    return ClusterAway(f"the cluster's API does not answer ({what}); nothing is lost: do the same again when it is back")
 
 
 def words(error: Any) -> str:

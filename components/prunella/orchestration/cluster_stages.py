@@ -1,10 +1,12 @@
-"""A stage as a pod of a cluster: one start of it, made or found by its name and watched to its end, inside an Airflow task.
+"""A stage as a pod or a TrainJob of a cluster: one start, made or found by its name and seen to its end, in an Airflow task.
 
 What it answered is in the ledger, or nothing is and it vanished: whoever asked looks there, as with every other launcher. The
 number of the start is in the name, so a second try of the task finds the pod of the first and never that of an earlier start.
 Each pod stays off the nodes that the node ledger has cordoned; a gate goes onto its own node, cordoned or not.
 """
 
+import logging
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +14,8 @@ from prunella.config import Config
 from prunella.data_prep.sources import places, stdlib_folder
 from prunella.errors import ConfigError
 from prunella.fleet.lifecycle import Fleet
-from prunella.fleet.roster import load_fleet
+from prunella.fleet.roster import FleetNode, load_fleet
+from prunella.launch import door
 from prunella.launch.kubernetes.naming import ClusterLaunch
 from prunella.launch.kubernetes.pods import Manifest
 from prunella.launch.kubernetes.render import manifest
@@ -20,8 +23,11 @@ from prunella.launch.kubernetes.settings import ClusterSettings, load_settings
 from prunella.launch.kubernetes.trainjobs import SPANS_NODES
 from prunella.ledger import Ledger
 from prunella.orchestration import cluster
-from prunella.orchestration.ask_stage import Asking
+from prunella.orchestration.ask_stage import Asking, Watch, stage_output
+from prunella.orchestration.cluster_train_jobs import TrainJob
 from prunella.records import NodeState, Request, Stage
+
+logger = logging.getLogger(__name__)
 
 
 def run_on_cluster(ledger: Ledger, key: str, request: Request, asking: Asking, index: int) -> None:
@@ -34,8 +40,9 @@ def run_on_cluster(ledger: Ledger, key: str, request: Request, asking: Asking, i
         ConfigError: the stage cannot run on this cluster, or this is no task of an Airflow that can start pods.
     """
     settings = load_settings()
-    if request.stage is Stage.DATA_PREP:
+    if request.stage is Stage.DATA_PREP:  # the first step of a segment, where a refusal costs nothing yet
         _check_within_reach(ledger.config(), settings)
+        _check_one_node("a fleet", len(_fleet(ledger.config())))
     launch = ClusterLaunch(
         request_key=key,
         request=request,
@@ -44,8 +51,10 @@ def run_on_cluster(ledger: Ledger, key: str, request: Request, asking: Asking, i
         timeout_s=asking.timeout_s,
     )
     if request.stage in SPANS_NODES:
-        raise ConfigError(f"PRUNELLA_LAUNCH=kubernetes: nothing submits a TrainJob yet, and {request.stage} is one")
-    _run_pod(manifest(launch, settings), settings)
+        _check_one_node(request.stage, len(request.nodes))
+        _run_train_job(manifest(launch, settings), settings, asking)
+    else:
+        _run_pod(manifest(launch, settings), settings)
 
 
 def _check_within_reach(config: Config, settings: ClusterSettings) -> None:
@@ -61,10 +70,37 @@ def _check_within_reach(config: Config, settings: ClusterSettings) -> None:
 
 def _cordoned(ledger: Ledger, request: Request) -> tuple[str, ...]:
     """Nodes to stay off. One that was admitted is not among them, even if somebody cordoned it since."""
-    config = ledger.config()
-    states = Fleet(ledger.store).states(load_fleet(config.fleet, nodes=config.nodes))
+    states = Fleet(ledger.store).states(_fleet(ledger.config()))
     admitted = {node.name for node in request.nodes}
     return tuple(name for name, state in states.items() if state is NodeState.CORDONED and name not in admitted)
+
+
+def _check_one_node(what: str, nodes: int) -> None:
+    """Delete this when agents meet across pods, as `launch.shell` says."""
+    if nodes > 1:
+        raise ConfigError(
+            f"PRUNELLA_LAUNCH=kubernetes: {what} of {nodes} nodes would need a TrainJob of as many pods, but this release "
+            "starts the processes of all nodes in one place; train on a fleet of one node, or with another PRUNELLA_LAUNCH"
+        )
+
+
+def _run_train_job(document: Manifest, settings: ClusterSettings, asking: Asking) -> None:
+    job = TrainJob(document, grace_s=settings.grace_s)
+    job.make_or_find()
+    asking.on_start(job)
+    watch, begun_s = Watch(job, asking), time.monotonic()
+
+    def on_poll() -> None:
+        watch()
+        if not job.has_started and not job.is_leaving and time.monotonic() - begun_s > settings.startup_s:
+            logger.error("train_job_never_started name=%s limit_s=%s", job.name, settings.startup_s)
+            door.stop(job, grace_s=0.0)
+
+    door.wait(job, log=asking.scratch / f"{job.name}.log", on_poll=on_poll, on_line=stage_output.info)
+
+
+def _fleet(config: Config) -> tuple[FleetNode, ...]:
+    return load_fleet(config.fleet, nodes=config.nodes)
 
 
 def _run_pod(document: Manifest, settings: ClusterSettings) -> None:
