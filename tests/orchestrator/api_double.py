@@ -133,6 +133,14 @@ class Cluster:
         metadata = {"name": name, "resourceVersion": "1", "labels": {"kubernetes.io/hostname": name, **(labels or {})}}
         self.nodes[name] = {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": spec}
 
+    def state_of(self, document: dict[str, Any]) -> dict[str, Any]:
+        """What a pod or TrainJob is seen in now."""
+        return self.plan.pop(0) if len(self.plan) > 1 else self.plan[0]
+
+    def log_of(self, name: str) -> str:
+        """What a pod has written by now."""
+        return self.log
+
     # ------------------------------------------------------------------------------------------------ answers
 
     def answer(self, method: str, path: str, body: bytes, content_type: str = "application/json") -> tuple[int, Any]:
@@ -153,7 +161,7 @@ class Cluster:
         if match["name"] not in self.pods:
             return 404, _status(404, "NotFound")
         if resource == "pods/log":
-            return 200, self.log
+            return 200, self.log_of(match["name"])
         return self._delete(match["name"]) if verb == "delete" else self._look(match["name"])
 
     def _create(self, document: dict[str, Any]) -> tuple[int, Any]:
@@ -173,7 +181,7 @@ class Cluster:
         if self.unavailable:
             self.unavailable -= 1
             return 503, _status(503, "ServiceUnavailable")
-        state = self.plan.pop(0) if len(self.plan) > 1 else self.plan[0]
+        state = self.state_of(self.pods[name])
         if state == GONE:
             del self.pods[name]
             return 404, _status(404, "NotFound")
@@ -216,7 +224,7 @@ class Cluster:
             return 503, _status(503, "ServiceUnavailable")
         if "deletionTimestamp" in self.jobs[name]["metadata"]:
             self.leaving -= 1
-        state = self.plan.pop(0) if len(self.plan) > 1 else self.plan[0]
+        state = self.state_of(self.jobs[name])
         if state == GONE or self.leaving < 0:
             del self.jobs[name]
             return 404, _status(404, "NotFound")
