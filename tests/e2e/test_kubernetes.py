@@ -1,5 +1,6 @@
 """Every stage is a pod or a TrainJob, for all that Airflow knows; a stand-in for the cluster runs them. No cluster was used."""
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -61,3 +62,5 @@ def test_a_killed_rank_in_a_train_job_is_healed_by_another_with_the_unbroken_dig
     jobs = [job["metadata"]["labels"]["prunella.stage"] for job in cluster.jobs.values()]
     assert sorted(jobs) == ["gate_fabric"] * 3 + ["training_segment"] * 3
     assert campaign.digest() == unbroken.digest()
+    if importlib.util.find_spec("kubeflow"):
+        assert "train_job_progress" in done.stderr + done.stdout
