@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.api_double import PENDING, Cluster, ended, running, serving
+from orchestrator.api_double import GONE, PENDING, Cluster, ended, evicted, evicted_while_running, running, serving
 from prunella.errors import ConfigError
 from prunella.fleet.lifecycle import Fleet, Owner
 from prunella.ledger import Ledger
@@ -131,14 +131,19 @@ def test_a_gate_runs_as_a_pod_on_its_node_and_its_record_is_what_counts(
     assert cluster.refused == []
 
 
-def test_a_pod_that_fails_without_a_record_is_started_anew_and_then_its_stage_has_vanished(
-    do: Callable[..., Any], cluster: Cluster, story: Story
+@pytest.mark.parametrize(
+    "end", [ended(137), evicted_while_running(), evicted(), GONE], ids=["failed", "evicted", "evicted while pending", "gone"]
+)
+def test_a_pod_that_ends_without_a_record_is_started_anew_and_then_its_stage_has_vanished(
+    do: Callable[..., Any], cluster: Cluster, story: Story, end: dict[str, Any]
 ) -> None:
-    cluster.plan = [running(), running(), running(), ended(137)]
+    cluster.plan = [end]
+    made: list[str] = []
+    cluster.on_create = lambda pod: made.append(pod["metadata"]["labels"]["prunella.start"])
 
     key = do(gate())
 
-    assert starts(cluster) == ["0", "1", "2"]
+    assert made == ["0", "1", "2"]
     assert len(story.ledger.vanishings(key)) == 3
     assert Fleet(story.ledger.store).state("node-1") is NodeState.RETURNED
 
@@ -195,6 +200,20 @@ def test_a_second_try_watches_the_pod_of_the_first_to_its_end(
     assert starts(cluster) == ["0"]
     assert story.ledger.vanishings("experiments/demo/segments/0000/attempts/00/records/gate_node-node-1.json") == []
     assert Fleet(story.ledger.store).state("node-1") is NodeState.AVAILABLE
+
+
+def test_a_pod_of_that_name_that_answers_something_else_fails_the_task(do: Callable[..., Any], cluster: Cluster) -> None:
+    from airflow.sdk.exceptions import AirflowFailException
+
+    cluster.away_after = 3
+    with pytest.raises(Exception, match=r"Connection|Max retries"):
+        do(gate())
+    cluster.away_after = None
+    (pod,) = cluster.pods.values()
+    pod["metadata"]["annotations"]["prunella.root"] = "s3://other"
+
+    with pytest.raises(AirflowFailException, match="somebody else made it"):
+        do(gate(), try_number=2)
 
 
 def test_a_pod_that_the_cluster_does_not_start_in_time_is_deleted_and_says_nothing_of_the_node(

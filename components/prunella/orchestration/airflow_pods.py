@@ -6,11 +6,17 @@ too, so that this task is red only when the cluster could not be asked, or will 
 Kubernetes provider is installed.
 """
 
+import datetime
 import logging
+from functools import cached_property
 from typing import Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
-from airflow.providers.cncf.kubernetes.utils.pod_manager import PodLaunchFailedException, PodLaunchTimeoutException
+from airflow.providers.cncf.kubernetes.utils.pod_manager import (
+    PodLaunchFailedException,
+    PodLaunchTimeoutException,
+    PodManager,
+)
 from kubernetes.client.exceptions import ApiException
 
 from prunella.errors import ConfigError, PrunellaError
@@ -22,8 +28,23 @@ from prunella.orchestration.cluster import CONFLICT, NOT_THERE
 logger = logging.getLogger(__name__)
 
 
+#: How long after its time to go a deleted pod may still be there. Source: own choice 2026-11, above the skew of two clocks.
+_LEFT_BEHIND = datetime.timedelta(seconds=120)
+
+
 class _NeverStarted(PrunellaError):
     """The cluster had no place for the pod, or did not start it, for as long as a start may take."""
+
+
+class _PodManager(PodManager):
+    """Airflow's own, but that a pod which cannot leave is gone: on a node that is dead nobody is there to end it."""
+
+    def read_pod(self, pod: Any) -> Any:
+        found = super().read_pod(pod)
+        due = found.metadata.deletion_timestamp  # already later than the deletion, by the pod's grace
+        if due is not None and datetime.datetime.now(datetime.UTC) - due > _LEFT_BEHIND:
+            raise ApiException(status=NOT_THERE, reason=f"to be gone since {due}, its node does not answer")
+        return found
 
 
 class StagePodOperator(KubernetesPodOperator):
@@ -46,6 +67,11 @@ class StagePodOperator(KubernetesPodOperator):
             deferrable=False,  # the triggerer would look for the pod in Airflow's own way
             **arguments,
         )
+
+    @cached_property
+    def pod_manager(self) -> PodManager:
+        """The provider's name for who reads pods and their logs."""
+        return _PodManager(kube_client=self.client, callbacks=self.callbacks)
 
     def execute(self, context: Any) -> None:
         """As a task of its own."""
@@ -120,7 +146,10 @@ class StagePodOperator(KubernetesPodOperator):
 
     def delete(self) -> None:
         """Delete the pod, if it is there, which gives the stage its time to save."""
-        metadata = (self.pod or self.pod_request_obj).metadata
+        pod = self.pod or self.pod_request_obj
+        if pod is None:
+            return
+        metadata = pod.metadata
         try:
             self.client.delete_namespaced_pod(metadata.name, metadata.namespace)
         except ApiException as error:
