@@ -16,7 +16,7 @@ from prunella.orchestration import closing, cluster_train_jobs, stages
 from prunella.orchestration import cluster as door
 from prunella.orchestration.claim import SegmentRun
 from prunella.orchestration.cluster_train_jobs import TrainJob
-from prunella.orchestration.opening import open_attempt, prepare_data
+from prunella.orchestration.opening import open_attempt, open_segment, prepare_data
 from prunella.records import GateFabricRecord, GateNodeRecord, Health, NodeRef, Stage, StopReason, TrainRecord, Verdict
 from unit.launch.kubernetes.examples import examples
 from unit.orchestration.story import OPENED_NS, SECOND, Story
@@ -355,6 +355,27 @@ def test_an_operators_stop_deletes_the_train_job_and_waits_until_it_has_saved(
     assert isinstance(record, TrainRecord)
     assert record.stopped_by is StopReason.SIGNAL
     assert cluster.jobs == {}
+
+
+def test_what_a_dead_run_left_training_is_deleted_before_the_next_attempt(admitted: SegmentRun, cluster: Cluster) -> None:
+    with pytest.raises(_WorkerDied):
+        stages.train_segment(admitted, 0, _die)
+    cluster.plan, cluster.leaving = [RUNS], 2
+
+    open_segment(Story(root=admitted.root, config=admitted.ledger().config()).open_run(0, 1))
+
+    assert cluster.jobs == {}
+    assert cluster.refused == []
+
+
+def test_a_train_job_that_ended_is_left_where_it_is(admitted: SegmentRun, cluster: Cluster) -> None:
+    with pytest.raises(_WorkerDied):
+        stages.train_segment(admitted, 0, _die)
+    cluster.plan = [FAILED]
+
+    open_segment(Story(root=admitted.root, config=admitted.ledger().config()).open_run(0, 1))
+
+    assert len(cluster.jobs) == 1
 
 
 def test_an_interrupt_deletes_the_train_job(admitted: SegmentRun, cluster: Cluster) -> None:

@@ -21,11 +21,12 @@ from prunella.launch.kubernetes.pods import Manifest
 from prunella.launch.kubernetes.render import manifest
 from prunella.launch.kubernetes.settings import ClusterSettings, load_settings
 from prunella.launch.kubernetes.trainjobs import SPANS_NODES
+from prunella.launch.shell import STAGES
 from prunella.ledger import Ledger
 from prunella.orchestration import cluster
 from prunella.orchestration.ask_stage import Asking, Watch, stage_output
 from prunella.orchestration.cluster_train_jobs import TrainJob
-from prunella.records import NodeState, Request, Stage
+from prunella.records import AttemptOpened, NodeState, Request, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,22 @@ def _run_train_job(document: Manifest, settings: ClusterSettings, asking: Asking
             door.stop(job, grace_s=0.0)
 
     door.wait(job, log=asking.scratch / f"{job.name}.log", on_poll=on_poll, on_line=stage_output.info)
+
+
+def stop_leftovers(ledger: Ledger, attempt: AttemptOpened) -> None:
+    """Delete the TrainJobs of an unfinished attempt: they hold nodes that the next one needs. Single pods end by themselves."""
+    settings = load_settings()
+    for stage in sorted(SPANS_NODES):
+        key = ledger.request_key(attempt.segment, attempt.attempt, stage)
+        request = ledger.find(STAGES[stage][1], key)
+        if request is None:
+            continue
+        for start in range(len(ledger.vanishings(request.output)) + 1):
+            launch = ClusterLaunch(request_key=key, request=request, start=start)
+            job = TrainJob(manifest(launch, settings), grace_s=settings.grace_s)
+            if job.is_there() and job.is_alive:
+                logger.warning("leftover_stopped handle=%s", job)
+                door.stop(job, grace_s=settings.grace_s)
 
 
 def _fleet(config: Config) -> tuple[FleetNode, ...]:

@@ -73,6 +73,10 @@ class TrainJob(Handle):
             found = cluster.patiently(self._create)
         check_identity(str(self), self._document["metadata"]["annotations"], found["metadata"].get("annotations"))
 
+    def is_there(self) -> bool:
+        """Whether the cluster has it, ended or not."""
+        return self._read() is not None
+
     def _create(self) -> Manifest:
         """Whoever comes second, or whose first answer was lost, finds it there."""
         from kubernetes.client import ApiException

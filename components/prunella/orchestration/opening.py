@@ -161,10 +161,14 @@ def _obstacle(ledger: Ledger, run: SegmentRun) -> str | None:
 
 
 def _stop_leftovers(ledger: Ledger, run: SegmentRun) -> None:
-    """SIGTERM processes of unfinished older attempts on this machine: they save before they are fenced."""
+    """SIGTERM what runs of unfinished older attempts, on this machine or on the cluster: it saves before it is fenced."""
     for attempt in ledger.attempts(run.segment):
         if ledger.decision(run.segment, attempt.attempt) is not None:
             continue
+        if door.launcher() == door.KUBERNETES:
+            from prunella.orchestration.cluster_stages import stop_leftovers  # brings the cluster's client
+
+            stop_leftovers(ledger, attempt)
         for path in scratch_of(run, attempt).glob("*.handle"):
             found = handles.read(path)
             if found is not None and found.is_alive:
