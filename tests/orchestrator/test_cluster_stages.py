@@ -16,7 +16,7 @@ from prunella.errors import ConfigError
 from prunella.fleet.lifecycle import Fleet, Owner
 from prunella.ledger import Ledger
 from prunella.orchestration.claim import claim_key
-from prunella.orchestration.opening import open_attempt, prepare_data
+from prunella.orchestration.opening import StepFailed, open_attempt, prepare_data
 from prunella.orchestration.sweep import gate_swept_node, open_sweep
 from prunella.records import GateNodeRecord, GateNodeRequest, Health, NodeState, Stage, Verdict
 from unit.orchestration.story import OPENED_NS, SECOND, Story, validation
@@ -286,7 +286,7 @@ def test_text_that_no_pod_can_see_is_refused_before_anything_is_sent(cluster: Cl
     (tmp_path / "book.txt").write_text("Call me Ishmael.")
     story = Story(root=root, config=Config(data=DataConfig(inputs=(str(tmp_path / "book.txt"),)))).begin()
 
-    with pytest.raises(ConfigError, match="where no pod sees it; put it into the store"):
+    with pytest.raises(StepFailed, match="where no pod sees it; put it into the store"):
         prepare_data(story.open_run())
 
     assert cluster.asked == []

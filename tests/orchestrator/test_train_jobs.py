@@ -16,7 +16,7 @@ from prunella.orchestration import closing, cluster_train_jobs, stages
 from prunella.orchestration import cluster as door
 from prunella.orchestration.claim import SegmentRun
 from prunella.orchestration.cluster_train_jobs import TrainJob
-from prunella.orchestration.opening import open_attempt, open_segment, prepare_data
+from prunella.orchestration.opening import StepFailed, open_attempt, open_segment, prepare_data
 from prunella.records import GateFabricRecord, GateNodeRecord, Health, NodeRef, Stage, StopReason, TrainRecord, Verdict
 from unit.launch.kubernetes.examples import examples
 from unit.orchestration.story import OPENED_NS, SECOND, Story
@@ -314,7 +314,7 @@ def test_a_train_job_that_kubeflow_does_not_know_is_refused_with_its_words(admit
 def test_an_experiment_that_could_not_train_is_refused_before_its_data_is_prepared(cluster: Cluster, root: str) -> None:
     story = Story(root=root).begin()
 
-    with pytest.raises(ConfigError, match=r"a fleet of 3 nodes.*train on a fleet of one node"):
+    with pytest.raises(StepFailed, match=r"a fleet of 3 nodes.*train on a fleet of one node"):
         prepare_data(story.open_run())
 
     assert cluster.asked == []

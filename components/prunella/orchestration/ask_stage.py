@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunella.data_prep.sources import places
-from prunella.errors import Cause, KeyExists, StorageFull, StorageUnavailable
+from prunella.errors import Cause, ConfigError, KeyExists, StorageFull, StorageUnavailable
 from prunella.launch import door
 from prunella.launch.handle import Handle
 from prunella.ledger import Ledger
@@ -22,6 +22,10 @@ stage_output = logging.getLogger("prunella.stage")
 
 #: How long `Watch` passes nothing on after it did. Source: own choice 2026-11: a look at the ledger costs milliseconds.
 PASS_ON_S = 2.0
+
+
+class Unlaunchable(ConfigError):
+    """No stage like this can be started as PRUNELLA_LAUNCH says; nothing was sent anywhere."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,6 @@ from typing import Any
 
 from prunella.config import Config
 from prunella.data_prep.sources import places, stdlib_folder
-from prunella.errors import ConfigError
 from prunella.fleet.lifecycle import Fleet
 from prunella.fleet.roster import FleetNode, load_fleet
 from prunella.launch import door
@@ -24,7 +23,7 @@ from prunella.launch.kubernetes.trainjobs import SPANS_NODES
 from prunella.launch.shell import STAGES
 from prunella.ledger import Ledger
 from prunella.orchestration import cluster
-from prunella.orchestration.ask_stage import Asking, Watch, stage_output
+from prunella.orchestration.ask_stage import Asking, Unlaunchable, Watch, stage_output
 from prunella.orchestration.cluster_train_jobs import TrainJob
 from prunella.records import AttemptOpened, NodeState, Request, Stage
 
@@ -38,7 +37,8 @@ def run_on_cluster(ledger: Ledger, key: str, request: Request, asking: Asking, i
         index: which start it is, from 0.
 
     Raises:
-        ConfigError: the stage cannot run on this cluster, or this is no task of an Airflow that can start pods.
+        Unlaunchable: the stage cannot run on this cluster, or this is no task of an Airflow that can start pods.
+        ConfigError: the cluster will never run it, or its name is somebody else's.
     """
     settings = load_settings()
     if request.stage is Stage.DATA_PREP:  # the first step of a segment, where a refusal costs nothing yet
@@ -59,11 +59,11 @@ def run_on_cluster(ledger: Ledger, key: str, request: Request, asking: Asking, i
 
 
 def _check_within_reach(config: Config, settings: ClusterSettings) -> None:
-    """Raises ConfigError for input on this machine that no pod sees: a pod sees the store, its image and the claim."""
+    """Raises Unlaunchable for input on this machine that no pod sees: a pod sees the store, its image and the claim."""
     for place in places(config.data):
         is_claimed = bool(settings.claim) and place.is_relative_to(settings.claim_path)
         if place != stdlib_folder() and not is_claimed:
-            raise ConfigError(
+            raise Unlaunchable(
                 f"data.inputs or data.tokenizer: {place} is on this machine, where no pod sees it; put it into the store and "
                 "name it store:PREFIX, or into the volume of the cluster settings' `claim`"
             )
@@ -79,7 +79,7 @@ def _cordoned(ledger: Ledger, request: Request) -> tuple[str, ...]:
 def _check_one_node(what: str, nodes: int) -> None:
     """Delete this when agents meet across pods, as `launch.shell` says."""
     if nodes > 1:
-        raise ConfigError(
+        raise Unlaunchable(
             f"PRUNELLA_LAUNCH=kubernetes: {what} of {nodes} nodes would need a TrainJob of as many pods, but this release "
             "starts the processes of all nodes in one place; train on a fleet of one node, or with another PRUNELLA_LAUNCH"
         )
@@ -138,7 +138,7 @@ def _operator() -> Any:
     try:
         from prunella.orchestration.airflow_pods import StagePodOperator
     except ModuleNotFoundError as error:
-        raise ConfigError(
+        raise Unlaunchable(
             f"PRUNELLA_LAUNCH=kubernetes: {error}; pods are started by Airflow's Kubernetes provider: install "
             "prunella[cluster] beside Airflow (`make orchestrator`)"
         ) from error
@@ -152,7 +152,7 @@ def _context() -> Mapping[str, Any]:
     try:
         context = get_current_context()
     except RuntimeError as error:
-        raise ConfigError("PRUNELLA_LAUNCH=kubernetes: stages are started by Airflow's tasks only; this is none") from error
+        raise Unlaunchable("PRUNELLA_LAUNCH=kubernetes: stages are started by Airflow's tasks only; this is none") from error
     return {**context, "ti": _Silent(context["ti"])}
 
 

@@ -18,7 +18,7 @@ from prunella.fleet.roster import candidates_for_gate, load_fleet
 from prunella.launch import door
 from prunella.launch import handle as handles
 from prunella.ledger import Ledger
-from prunella.orchestration.ask_stage import Asking, ask
+from prunella.orchestration.ask_stage import Asking, Unlaunchable, ask
 from prunella.orchestration.claim import SegmentRun, addressed
 from prunella.orchestration.judging import settle
 from prunella.records import (
@@ -70,7 +70,10 @@ def prepare_data(run: SegmentRun, on_start: OnStart = lambda handle: None) -> st
     ledger = run.ledger()
     key = _data_prep_key(ledger, run)
     asking = Asking(scratch=_data_prep_scratch(ledger, run), relaunches=RELAUNCHES, on_start=on_start)
-    record = _prepare(ledger, run, key, asking, is_repair=False)
+    try:
+        record = _prepare(ledger, run, key, asking, is_repair=False)
+    except Unlaunchable as error:
+        raise StepFailed(None, str(error)) from error
     if not isinstance(record, DataPrepRecord) or record.verdict is not Verdict.ACCEPTED:
         raise StepFailed(record, _no_dataset(record))
     _name_dataset(ledger, record)
