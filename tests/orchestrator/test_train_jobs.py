@@ -345,7 +345,7 @@ def test_an_operators_stop_deletes_the_train_job_and_waits_until_it_has_saved(
     admitted: SegmentRun, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("prunella.orchestration.ask_stage.PASS_ON_S", 0.0)
-    cluster.plan, cluster.leaving = [RUNS], 3
+    cluster.plan, cluster.leaving = [RUNS, FAILED], 3
     saved = trained(admitted, StopReason.SIGNAL)
     cluster.on_look = lambda name: saved({}) if cluster.leaving == 1 else None
     closing.request_stop(admitted.ledger(), "for the night")

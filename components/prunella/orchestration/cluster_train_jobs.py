@@ -124,8 +124,8 @@ class TrainJob(Handle):
         if found is None:
             logger.warning("train_job_gone name=%s", self.name)
             return False
-        if found["metadata"].get("deletionTimestamp") and not self._may_leave():
-            return False
+        if found["metadata"].get("deletionTimestamp"):
+            return self._may_leave()  # whatever its conditions say: its pods may be saving
         return self._goes_on(found.get("status") or {})
 
     def _may_leave(self) -> bool:
