@@ -3,6 +3,8 @@
 ## What it does
 Every ten minutes: gates each such node alone and enters the answer in the node ledger. A cordoned node that passes is
 returned, and available again when it passes once more. Nodes of a running attempt are left in peace.
+Where stages run on Kubernetes (`PRUNELLA_LAUNCH=kubernetes`), a last task shows every node's state to the cluster: cordons as
+taints.
 
 ## What pages a person
 Nothing. `prunella node list` shows every node with the last word about it.
@@ -48,4 +50,15 @@ with DAG(
         get_current_context()["node"] = node_of(request)
         return gate_swept_node(params["root"], request)
 
-    gate_node.expand(request=choose_nodes())
+    gates = gate_node.expand(request=choose_nodes())
+
+    if os.environ.get("PRUNELLA_LAUNCH") == "kubernetes":
+
+        @task(trigger_rule="all_done", retries=2, retry_delay=timedelta(seconds=5))
+        def show_nodes(params=None):
+            """Cordons as taints, states and roles as labels, on every node of the cluster."""
+            from prunella.orchestration.sweep import show_on_cluster
+
+            return show_on_cluster(params["root"], params["fleet"])
+
+        gates >> show_nodes()

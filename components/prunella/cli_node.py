@@ -1,11 +1,11 @@
 """`prunella node`: list, cordon and uncordon the nodes of a fleet."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from prunella.cli_options import Root, ledger_of, out, store_of
+from prunella.cli_options import Root, fleet_of, out, store_of
 
 app = typer.Typer(no_args_is_help=True, help="List, cordon and uncordon nodes.")
 
@@ -19,7 +19,7 @@ def node_list(root: Root, fleet: Fleet = None) -> None:
     from prunella.fleet.commands import node_table
 
     table = Table("node", "role", "devices", "state", "owner", "reason")
-    for row in node_table(store_of(root), _fleet(root, fleet)):
+    for row in node_table(store_of(root), fleet_of(root, fleet)):
         table.add_row(row.name, str(row.role or ""), str(row.devices or ""), row.state, str(row.owner or ""), row.reason or "")
     out.print(table)
 
@@ -29,7 +29,7 @@ def node_cordon(name: Node, root: Root, reason: Annotated[str, typer.Option(help
     """Keep a node out of training."""
     from prunella.fleet.commands import cordon_node
 
-    print(cordon_node(store_of(root), _fleet(root, fleet), name, reason=reason))
+    print(cordon_node(store_of(root), fleet_of(root, fleet), name, reason=reason))
 
 
 @app.command("uncordon")
@@ -43,17 +43,4 @@ def node_uncordon(
     """Return a node: it trains again once it passed a gate."""
     from prunella.fleet.commands import uncordon_node
 
-    print(uncordon_node(store_of(root), _fleet(root, fleet), name, reason=reason, is_override=override))
-
-
-def _fleet(root: str, path: str | None) -> Any:
-    """The nodes of a fleet file; without one, those of the experiments under the root, or of the default fleet."""
-    from prunella.config import Config
-    from prunella.fleet.roster import load_fleet
-    from prunella.ledger import list_experiments
-
-    if path is not None:
-        return load_fleet(path, nodes=1)
-    configs = [ledger_of(root, name).config() for name in list_experiments(store_of(root))] or [Config()]
-    found = {node.name: node for config in configs for node in load_fleet(config.fleet, nodes=config.nodes)}
-    return tuple(found.values())
+    print(uncordon_node(store_of(root), fleet_of(root, fleet), name, reason=reason, is_override=override))

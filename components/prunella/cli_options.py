@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from prunella.fleet.roster import FleetNode
     from prunella.ledger import Ledger
     from prunella.orchestration.submit import Submission
     from prunella.storage import Store
@@ -50,6 +51,19 @@ def store_of(root: str) -> "Store":
     from prunella.storage import open_patiently
 
     return open_patiently(absolute(root))
+
+
+def fleet_of(root: str, path: str | None) -> "tuple[FleetNode, ...]":
+    """The nodes of a fleet file; without one, those of the experiments under the root, or of the default fleet."""
+    from prunella.config import Config
+    from prunella.fleet.roster import load_fleet
+    from prunella.ledger import list_experiments
+
+    if path is not None:
+        return load_fleet(path, nodes=1)
+    configs = [ledger_of(root, name).config() for name in list_experiments(store_of(root))] or [Config()]
+    found = {node.name: node for config in configs for node in load_fleet(config.fleet, nodes=config.nodes)}
+    return tuple(found.values())
 
 
 def submission(

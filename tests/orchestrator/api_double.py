@@ -1,15 +1,16 @@
-"""A stand-in for a cluster's API server: pods over plain HTTP, as far as starting, watching and ending one goes.
+"""A stand-in for a cluster's API server over plain HTTP: pods and TrainJobs, as far as starting, watching and ending one goes,
+and nodes.
 
-It checks every pod it is sent against the official schema, allows what the installed role allows and nothing else, refuses a
-name that is taken, and answers each look at a pod with the next state of a plan. It runs nothing and schedules nothing: what a
-real cluster would do with a pod is the plan of the test.
+It checks everything it is sent against the official schema, allows what the installed roles allow and nothing else, refuses a
+name that is taken and a change of a node that somebody changed meanwhile, and answers each look at a pod with the next state of
+a plan. It runs nothing and schedules nothing: what a real cluster would do with a pod is the plan of the test.
 """
 
 import datetime
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,10 +19,14 @@ from typing import Any
 
 import yaml
 
-from orchestrator.schemas import kept_by_kubernetes
+from orchestrator.schemas import kept_by_kubernetes, kept_by_trainer
 from unit.launch.kubernetes.installed import installed, one
 
-_PATH = re.compile(r"/api/v1/namespaces/(?P<namespace>[^/]+)/(?P<kind>pods|events)(/(?P<name>[^/?]+))?(?P<log>/log)?(\?.*)?$")
+_PATH = re.compile(
+    r"(/api/v1/namespaces/[^/]+/(?P<kind>pods|events)|/api/v1/(?P<nodes>nodes)"
+    r"|/apis/trainer\.kubeflow\.org/v1alpha1/namespaces/[^/]+/(?P<jobs>trainjobs))"
+    r"(/(?P<name>[^/?]+))?(?P<log>/log)?(\?(?P<query>.*))?$"
+)
 #: Source: RFC 1123 labels, which a pod's host name is one of.
 _POD_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _METHODS = {"POST": "create", "DELETE": "delete", "PATCH": "patch", "GET": "get"}
@@ -51,14 +56,25 @@ PENDING: dict[str, Any] = {"phase": "Pending"}
 GONE: dict[str, Any] = {}
 
 
+def job_status(*, ready: int = 0, ended: str = "", **trainer: Any) -> dict[str, Any]:
+    """What Kubeflow says of a TrainJob of one pod: whether it runs, with which condition it ended, what the stage reported."""
+    jobs = [{"name": "node", "active": 1, "ready": ready, "failed": 0, "succeeded": 0, "suspended": 0}]
+    since = "2026-11-21T09:00:00Z"
+    reason = {"Complete": "JobsCompleted", "Failed": "JobsFailed"}.get(ended, "")
+    condition = {"type": ended, "status": "True", "reason": reason, "message": "as planned", "lastTransitionTime": since}
+    told = {"trainerStatus": {**trainer, "lastUpdatedTime": since}} if trainer else {}
+    return {"jobsStatus": jobs, **({"conditions": [condition]} if ended else {}), **told}
+
+
 def _container(state: dict[str, Any]) -> dict[str, Any]:
     return {"name": "stage", "image": "i", "imageID": "i", "ready": True, "restartCount": 0, "state": state}
 
 
 def rights() -> dict[str, set[str]]:
-    """Resource to verbs, of the role that is installed for Airflow's workers."""
-    role = one(installed("s3"), "Role", "prunella-orchestrator")
-    return {resource: set(rule["verbs"]) for rule in role["rules"] for resource in rule["resources"]}
+    """Resource to verbs, of the roles that are installed for Airflow's workers."""
+    documents = installed("s3")
+    roles = [one(documents, "Role", "prunella-orchestrator"), one(documents, "ClusterRole", "prunella-node-keeper")]
+    return {resource: set(rule["verbs"]) for role in roles for rule in role["rules"] for resource in rule["resources"]}
 
 
 @dataclass
@@ -66,17 +82,35 @@ class Cluster:
     """What the stand-in knows and has been asked.
 
     Attributes:
-        plan: the states that a pod is seen in, one a look; the last one stays.
+        plan: the states that a pod or TrainJob is seen in, one a look; the last one stays.
+        leaving: for how many looks a TrainJob that is deleted is still there, because its pods are.
+        on_look: called with the name at each look at a pod.
+        on_create: what the stage does, called with each pod that is made.
         log: what the stage wrote, with the times that the server adds.
         cut_logs: how many of the next readings of a log break off in the middle.
-        unavailable: how many of the next looks at a pod are answered with 503.
+        blind: how many of the next looks at a TrainJob say that there is none.
+        unavailable: how many of the next looks at a pod or TrainJob are answered with 503.
+        meddling: changes of a node that others make, each just before a patch of ours arrives.
+        lost_answers: how many of the next patches are done and never answered.
+        away_after: after how many requests the server cuts every connection without an answer; None for never.
+        patches: every patch of a node that was accepted, with the node's name.
     """
 
     plan: list[dict[str, Any]] = field(default_factory=lambda: [PENDING, running(), running(), ended()])
+    on_look: Callable[[str], None] = lambda name: None
+    on_create: Callable[[dict[str, Any]], None] = lambda document: None
     log: str = "2026-11-21T09:00:00.000000000Z stage_started\n2026-11-21T09:00:01.000000000Z stage_recorded\n"
     cut_logs: int = 0
     unavailable: int = 0
+    leaving: int = 0
+    blind: int = 0
     pods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    meddling: list[dict[str, Any]] = field(default_factory=list)
+    lost_answers: int = 0
+    away_after: int | None = None
+    patches: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     url: str = ""
@@ -94,23 +128,40 @@ class Cluster:
         self.pods[document["metadata"]["name"]] = document
         self.plan = list(states)
 
+    def node(self, name: str, *, labels: dict[str, str] | None = None, **spec: Any) -> None:
+        """A node of the cluster."""
+        metadata = {"name": name, "resourceVersion": "1", "labels": {"kubernetes.io/hostname": name, **(labels or {})}}
+        self.nodes[name] = {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": spec}
+
+    def state_of(self, document: dict[str, Any]) -> dict[str, Any]:
+        """What a pod or TrainJob is seen in now."""
+        return self.plan.pop(0) if len(self.plan) > 1 else self.plan[0]
+
+    def log_of(self, name: str) -> str:
+        """What a pod has written by now."""
+        return self.log
+
     # ------------------------------------------------------------------------------------------------ answers
 
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
+    def answer(self, method: str, path: str, body: bytes, content_type: str = "application/json") -> tuple[int, Any]:
         match = _PATH.match(path)
         if match is None:
             return self._refuse(404, f"no such path: {path}")
-        verb, resource = _METHODS[method], match["kind"] + (match["log"] or "")
+        verb, resource = _METHODS[method], (match["kind"] or match["nodes"] or match["jobs"]) + (match["log"] or "")
         verb = "list" if verb == "get" and match["name"] is None else verb
         self.asked.append((verb, resource))
         if verb not in rights().get(resource, set()):
             return self._refuse(403, f"{verb} {resource} is not granted")
+        if resource == "nodes":
+            return self._node(verb, match["name"], body, content_type)
+        if resource == "trainjobs":
+            return self._job(verb, match["name"], body, match["query"] or "")
         if verb == "create":
             return self._create(json.loads(body))
         if match["name"] not in self.pods:
             return 404, _status(404, "NotFound")
         if resource == "pods/log":
-            return 200, self.log
+            return 200, self.log_of(match["name"])
         return self._delete(match["name"]) if verb == "delete" else self._look(match["name"])
 
     def _create(self, document: dict[str, Any]) -> tuple[int, Any]:
@@ -122,13 +173,15 @@ class Cluster:
         if name in self.pods:
             return 409, _status(409, "AlreadyExists")
         self.pods[name] = document
+        self.on_create(document)
         return 201, {**document, "status": PENDING}
 
     def _look(self, name: str) -> tuple[int, Any]:
+        self.on_look(name)
         if self.unavailable:
             self.unavailable -= 1
             return 503, _status(503, "ServiceUnavailable")
-        state = self.plan.pop(0) if len(self.plan) > 1 else self.plan[0]
+        state = self.state_of(self.pods[name])
         if state == GONE:
             del self.pods[name]
             return 404, _status(404, "NotFound")
@@ -137,9 +190,83 @@ class Cluster:
     def _delete(self, name: str) -> tuple[int, Any]:
         return 200, self.pods.pop(name)
 
+    def _job(self, verb: str, name: str, body: bytes, query: str) -> tuple[int, Any]:
+        if verb == "create":
+            return self._create_job(json.loads(body))
+        if name not in self.jobs or self.blind:
+            self.blind -= bool(self.blind)
+            return 404, _status(404, "NotFound")
+        if verb == "delete":
+            if "propagationPolicy=Foreground" not in query:
+                return self._refuse(422, "in the background the TrainJob would be gone before its pods have saved")
+            self.jobs[name]["metadata"]["deletionTimestamp"] = "2026-11-21T09:00:00Z"
+            return 200, self.jobs[name]
+        return self._look_at_job(name)
+
+    def _create_job(self, document: dict[str, Any]) -> tuple[int, Any]:
+        try:
+            is_known = kept_by_trainer(document) == document
+        except ValueError:  # pydantic's own error is one
+            is_known = False
+        if not is_known:
+            return self._refuse(422, "the TrainJob has a field or a type that Kubeflow does not know")
+        name = document["metadata"]["name"]
+        if name in self.jobs:
+            return 409, _status(409, "AlreadyExists")
+        self.jobs[name] = document
+        self.on_create(document)
+        return 201, document
+
+    def _look_at_job(self, name: str) -> tuple[int, Any]:
+        self.on_look(name)
+        if self.unavailable:
+            self.unavailable -= 1
+            return 503, _status(503, "ServiceUnavailable")
+        if "deletionTimestamp" in self.jobs[name]["metadata"]:
+            self.leaving -= 1
+        state = self.state_of(self.jobs[name])
+        if state == GONE or self.leaving < 0:
+            del self.jobs[name]
+            return 404, _status(404, "NotFound")
+        return 200, {**self.jobs[name], "status": state}
+
+    def _node(self, verb: str, name: str, body: bytes, content_type: str) -> tuple[int, Any]:
+        if name not in self.nodes:
+            return 404, _status(404, "NotFound")
+        if verb == "get":
+            return 200, self.nodes[name]
+        if content_type != "application/merge-patch+json":
+            return self._refuse(415, f"this stand-in knows merge patches only, not {content_type}")
+        if self.meddling:
+            self._change(name, self.meddling.pop(0))
+        patch = json.loads(body)
+        if patch["metadata"].get("resourceVersion", "") != self.nodes[name]["metadata"]["resourceVersion"]:
+            return 409, _status(409, "Conflict")
+        changed = merged(self.nodes[name], patch)
+        if kept_by_kubernetes(changed) != changed:
+            return self._refuse(422, "the node has a field or a type that Kubernetes does not know")
+        self.patches.append((name, patch))
+        return 200, self._change(name, patch)
+
+    def _change(self, name: str, patch: dict[str, Any]) -> dict[str, Any]:
+        """Every change gives the node another version."""
+        changed: dict[str, Any] = merged(self.nodes[name], patch)
+        changed["metadata"]["resourceVersion"] = str(int(self.nodes[name]["metadata"]["resourceVersion"]) + 1)
+        self.nodes[name] = changed
+        return changed
+
     def _refuse(self, code: int, why: str) -> tuple[int, Any]:
         self.refused.append(why)
         return code, _status(code, why)
+
+
+def merged(found: Any, patch: Any) -> Any:
+    """A JSON merge patch applied. Source: RFC 7386."""
+    if not isinstance(patch, dict):
+        return patch
+    kept = found if isinstance(found, dict) else {}
+    both = {name: merged(kept.get(name), patch[name]) if name in patch else kept[name] for name in [*kept, *patch]}
+    return {name: value for name, value in both.items() if value is not None}
 
 
 def _status(code: int, reason: str) -> dict[str, Any]:
@@ -153,7 +280,12 @@ def serving(cluster: Cluster) -> Iterator[Cluster]:
     class Handler(BaseHTTPRequestHandler):
         def _serve(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            code, found = cluster.answer(self.command, self.path, body)
+            if cluster.away_after is not None and len(cluster.asked) >= cluster.away_after:
+                return
+            code, found = cluster.answer(self.command, self.path, body, self.headers.get("Content-Type") or "")
+            if self.command == "PATCH" and cluster.lost_answers:
+                cluster.lost_answers -= 1
+                return
             data = found.encode() if isinstance(found, str) else json.dumps(found).encode()
             is_cut = isinstance(found, str) and cluster.cut_logs > 0
             self.send_response(code)

@@ -37,6 +37,7 @@ def _content_type(client: Any) -> tuple[str, ...]:
 
 _MODELS = {
     ("v1", "Pod"): "V1Pod",
+    ("v1", "Node"): "V1Node",
     ("v1", "Namespace"): "V1Namespace",
     ("v1", "ServiceAccount"): "V1ServiceAccount",
     ("v1", "ConfigMap"): "V1ConfigMap",

@@ -1,5 +1,6 @@
 """A stage's pod as an Airflow task: Airflow's own operator and the official client, against a stand-in for the API server."""
 
+import datetime
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -155,6 +156,36 @@ def test_a_pod_that_is_gone_has_ended_and_is_not_made_again_in_the_same_try(
 
     assert f"stage_pod_gone pod={NAME}" in caplog.text
     assert [verb for verb, _ in cluster.asked].count("create") == 1
+
+
+def test_a_pod_that_its_dead_node_cannot_end_has_ended(run: Run, cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    """Kubernetes deletes it after a while, and then waits for the node for ever."""
+    cluster.plan = [running()]
+    looks: list[str] = []
+
+    def look(name: str) -> None:
+        looks.append(name)
+        if len(looks) == 6:
+            cluster.pods[name]["metadata"]["deletionTimestamp"] = "2026-11-21T09:00:00Z"
+
+    cluster.on_look = look
+
+    run(GATE)
+
+    assert f"stage_pod_gone pod={NAME}" in caplog.text
+
+
+def test_a_pod_that_was_deleted_a_moment_ago_has_its_time_to_save(
+    run: Run, cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=60)
+    cluster.plan = [running(), running(), running(), running(), ended()]
+    cluster.on_look = lambda name: cluster.pods[name]["metadata"].update(deletionTimestamp=soon.isoformat())
+    caplog.set_level(logging.INFO)
+
+    run(GATE)
+
+    assert f"stage_pod_ended pod={NAME} phase=Succeeded" in caplog.text
 
 
 def test_a_cluster_that_refuses_the_pod_fails_the_task(run: Run, cluster: Cluster) -> None:

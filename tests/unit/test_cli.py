@@ -241,6 +241,30 @@ def test_an_input_that_cannot_be_meant_is_one_clear_line(
     assert not (Path(root) / "experiments").exists()
 
 
+def test_the_demonstration_refuses_a_cluster_before_it_makes_anything(
+    prunella: Prunella, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRUNELLA_LAUNCH", "kubernetes")
+
+    prunella("demo", "--dir", str(tmp_path / "demo"), expect=EXIT_ERROR)
+
+    assert prunella.err == (
+        "prunella: PRUNELLA_LAUNCH=kubernetes: the demonstration has three nodes, all on this machine; unset it\n"
+    )
+    assert not (tmp_path / "demo").exists()
+
+
+def test_without_a_cluster_its_nodes_are_one_clear_line(
+    prunella: Prunella, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
+
+    prunella("kubernetes", "nodes", "--root", root, expect=EXIT_ERROR)
+
+    assert prunella.err.startswith("prunella: no cluster to talk to: ")
+    assert prunella.err.count("\n") == 1
+
+
 def test_a_root_of_another_kind_is_one_clear_line(prunella: Prunella) -> None:
     prunella("run", "--root", "gs://bucket/run", expect=EXIT_ERROR)
 

@@ -43,6 +43,7 @@ DOORS: dict[str, set[str]] = {
     "kubernetes": {"orchestration"},  # rendering is plain data (`launch/kubernetes`)
     "lm_eval": {"evaluation"},
     "docker": {"launch"},
+    "kubeflow": {"training_segment"},
 }
 
 #: Never imported while a DAG file is parsed, neither by it nor by what it imports: each costs seconds (ECOSYSTEM 1).

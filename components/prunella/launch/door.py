@@ -2,7 +2,8 @@
 
 A launch is named by its handle file. Whoever comes second re-attaches to what is named there and never starts another; a
 launch that ended without a record is over, and says so. PRUNELLA_LAUNCH says as what stages run: `local`, processes of
-this machine, or `container`, containers of an engine that speaks Docker's API.
+this machine; `container`, containers of an engine that speaks Docker's API; or `kubernetes`, pods of a cluster. Pods are
+started by Airflow's own operator (`orchestration/cluster_stages.py`); what is no stage is then a process beside Airflow.
 """
 
 import logging
@@ -22,7 +23,8 @@ from prunella.records import Stage
 logger = logging.getLogger(__name__)
 
 VARIABLE = "PRUNELLA_LAUNCH"
-LAUNCHERS = ("local", "container")
+KUBERNETES = "kubernetes"
+LAUNCHERS = ("local", "container", KUBERNETES)
 _POLL_S = 0.05
 #: A started process registers within this long or has failed to start. Source: own choice 2026-11, ten cold imports.
 _REGISTER_TIMEOUT_S = 60.0

@@ -2,26 +2,49 @@
 
 Trusts the name, which is the handle of one start, and nothing that Airflow remembers of earlier tries: its own re-attach may
 find a finished pod of an earlier start. How the pod ended says nothing of the stage: the record does, and a missing record does
-too, so that this task is red only when the cluster could not be asked. Runs where Airflow's Kubernetes provider is installed.
+too, so that this task is red only when the cluster could not be asked, or will never run such a pod. Runs where Airflow's
+Kubernetes provider is installed.
 """
 
+import datetime
 import logging
+from functools import cached_property
 from typing import Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
-from airflow.providers.cncf.kubernetes.utils.pod_manager import PodLaunchFailedException
+from airflow.providers.cncf.kubernetes.utils.pod_manager import (
+    PodLaunchFailedException,
+    PodLaunchTimeoutException,
+    PodManager,
+)
 from kubernetes.client.exceptions import ApiException
 
-from prunella.errors import ConfigError
+from prunella.errors import ConfigError, PrunellaError
+from prunella.launch.kubernetes.naming import check_identity
 from prunella.launch.kubernetes.pods import CONTAINER
 from prunella.launch.kubernetes.settings import ClusterSettings
+from prunella.orchestration.cluster import CONFLICT, NOT_THERE
 
 logger = logging.getLogger(__name__)
 
-_NOT_THERE = 404
-_ALREADY_THERE = 409
-#: Says in full what a pod answers, where its name only has a digest.
-_IDENTITY = ("prunella.root", "prunella.request")
+
+#: How long after its time to go a deleted pod may still be there. Source: own choice 2026-11, above the skew of two clocks.
+_LEFT_BEHIND = datetime.timedelta(seconds=120)
+
+
+class _NeverStarted(PrunellaError):
+    """The cluster had no place for the pod, or did not start it, for as long as a start may take."""
+
+
+class _PodManager(PodManager):
+    """Airflow's own, but that a pod which cannot leave is gone: on a node that is dead nobody is there to end it."""
+
+    def read_pod(self, pod: Any) -> Any:
+        found = super().read_pod(pod)
+        due = found.metadata.deletion_timestamp  # already later than the deletion, by the pod's grace
+        if due is not None and datetime.datetime.now(datetime.UTC) - due > _LEFT_BEHIND:
+            raise ApiException(status=NOT_THERE, reason=f"to be gone since {due}, its node does not answer")
+        return found
 
 
 class StagePodOperator(KubernetesPodOperator):
@@ -45,12 +68,27 @@ class StagePodOperator(KubernetesPodOperator):
             **arguments,
         )
 
+    @cached_property
+    def pod_manager(self) -> PodManager:
+        """The provider's name for who reads pods and their logs."""
+        return _PodManager(kube_client=self.client, callbacks=self.callbacks)
+
     def execute(self, context: Any) -> None:
-        """Make or find the pod, and watch it to its end. A pod that is gone has ended."""
+        """As a task of its own."""
+        self.run_to_end(context)
+
+    def run_to_end(self, context: Any) -> None:
+        """Make or find the pod, and watch it to its end: also inside another task. A pod that is gone has ended.
+
+        Raises:
+            ConfigError: the name belongs to something else, or the cluster will never run such a pod.
+        """
         try:
-            super().execute(context)
+            self.execute_sync(context)
+        except _NeverStarted as error:
+            logger.error("stage_pod_never_started %s", error)
         except ApiException as error:
-            if error.status != _NOT_THERE or self.pod is None:
+            if error.status != NOT_THERE or self.pod is None:
                 raise
             logger.warning("stage_pod_gone pod=%s", self.pod.metadata.name)
 
@@ -59,7 +97,8 @@ class StagePodOperator(KubernetesPodOperator):
         found = self._read(pod_request_obj)
         if found is None:
             found = self._create(pod_request_obj)
-        _check_identity(pod_request_obj, found)
+        wanted, has = pod_request_obj.metadata, found.metadata
+        check_identity(f"pod {has.name}", wanted.annotations, has.annotations)
         return found
 
     def _create(self, wanted: Any) -> Any:
@@ -67,7 +106,7 @@ class StagePodOperator(KubernetesPodOperator):
         try:
             return self.pod_manager.create_pod(wanted)
         except ApiException as error:
-            if error.status != _ALREADY_THERE:
+            if error.status != CONFLICT:
                 raise
             return self.pod_manager.read_pod(wanted)
 
@@ -76,7 +115,7 @@ class StagePodOperator(KubernetesPodOperator):
         try:
             found = self.pod_manager.read_pod(wanted)
         except ApiException as error:
-            if error.status != _NOT_THERE:
+            if error.status != NOT_THERE:
                 raise
             return None
         logger.info("stage_pod_reattached pod=%s phase=%s", found.metadata.name, found.status.phase)
@@ -87,11 +126,34 @@ class StagePodOperator(KubernetesPodOperator):
         return self.pod_manager.read_pod(self.pod or self.pod_request_obj)
 
     def await_pod_start(self, pod: Any) -> None:
-        """Wait until it runs, or until it is clear that it never will: an eviction ends a pod like anything else."""
+        """Wait until it runs, or until it is clear that it never will: an eviction ends a pod like anything else.
+
+        A pod that does not start is ended here, so that it cannot start later beside its successor.
+        """
+        name = pod.metadata.name
         try:
             super().await_pod_start(pod)
-        except PodLaunchFailedException:
+        except PodLaunchTimeoutException as error:
+            self.delete()
+            raise _NeverStarted(f"pod={name}: {error}") from error
+        except PodLaunchFailedException as error:
             if not self._never_ran(pod):
+                self.delete()
+                words = " ".join(str(error).split())
+                raise ConfigError(
+                    f"pod {name} cannot start: {words}; correct the cluster settings, or push the image"
+                ) from error
+
+    def delete(self) -> None:
+        """Delete the pod, if it is there, which gives the stage its time to save."""
+        pod = self.pod or self.pod_request_obj
+        if pod is None:
+            return
+        metadata = pod.metadata
+        try:
+            self.client.delete_namespaced_pod(metadata.name, metadata.namespace)
+        except ApiException as error:
+            if error.status != NOT_THERE:
                 raise
 
     def await_pod_completion(self, pod: Any) -> None:
@@ -108,13 +170,3 @@ class StagePodOperator(KubernetesPodOperator):
     def _never_ran(self, pod: Any) -> bool:
         status = self.pod_manager.read_pod(pod).status
         return status.phase == "Failed" and not status.container_statuses
-
-
-def _check_identity(wanted: Any, found: Any) -> None:
-    for key in _IDENTITY:
-        asked, has = wanted.metadata.annotations.get(key), (found.metadata.annotations or {}).get(key)
-        if asked != has:
-            raise ConfigError(
-                f"pod {found.metadata.name}: expected one that answers {key} {asked!r}, found {has!r}; "
-                "somebody else made it: delete it, or use a namespace of your own"
-            )

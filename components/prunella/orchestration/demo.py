@@ -41,9 +41,11 @@ def demo(folder: Path, console: Console) -> dict[str, Any]:
     """Run the demonstration in `folder`; returns the summary.
 
     Raises:
-        ConfigError: the folder holds something else.
+        ConfigError: the folder holds something else, or stages are to run on a cluster.
         PrunellaError: Airflow did not start, or the experiment did not end in time.
     """
+    if door.launcher() == door.KUBERNETES:
+        raise ConfigError(f"{door.VARIABLE}=kubernetes: the demonstration has three nodes, all on this machine; unset it")
     started = time.monotonic()
     _make_room(folder)
     settings = live.settings_for(folder, with_mlflow=False)

@@ -18,7 +18,7 @@ from prunella.fleet.roster import candidates_for_gate, load_fleet
 from prunella.launch import door
 from prunella.launch import handle as handles
 from prunella.ledger import Ledger
-from prunella.orchestration.ask_stage import Asking, ask
+from prunella.orchestration.ask_stage import Asking, Unlaunchable, ask
 from prunella.orchestration.claim import SegmentRun, addressed
 from prunella.orchestration.judging import settle
 from prunella.records import (
@@ -70,7 +70,10 @@ def prepare_data(run: SegmentRun, on_start: OnStart = lambda handle: None) -> st
     ledger = run.ledger()
     key = _data_prep_key(ledger, run)
     asking = Asking(scratch=_data_prep_scratch(ledger, run), relaunches=RELAUNCHES, on_start=on_start)
-    record = _prepare(ledger, run, key, asking, is_repair=False)
+    try:
+        record = _prepare(ledger, run, key, asking, is_repair=False)
+    except Unlaunchable as error:
+        raise StepFailed(None, str(error)) from error
     if not isinstance(record, DataPrepRecord) or record.verdict is not Verdict.ACCEPTED:
         raise StepFailed(record, _no_dataset(record))
     _name_dataset(ledger, record)
@@ -161,10 +164,14 @@ def _obstacle(ledger: Ledger, run: SegmentRun) -> str | None:
 
 
 def _stop_leftovers(ledger: Ledger, run: SegmentRun) -> None:
-    """SIGTERM processes of unfinished older attempts on this machine: they save before they are fenced."""
+    """SIGTERM what runs of unfinished older attempts, on this machine or on the cluster: it saves before it is fenced."""
     for attempt in ledger.attempts(run.segment):
         if ledger.decision(run.segment, attempt.attempt) is not None:
             continue
+        if door.launcher() == door.KUBERNETES:
+            from prunella.orchestration.cluster_stages import stop_leftovers  # brings the cluster's client
+
+            stop_leftovers(ledger, attempt)
         for path in scratch_of(run, attempt).glob("*.handle"):
             found = handles.read(path)
             if found is not None and found.is_alive:

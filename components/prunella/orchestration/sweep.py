@@ -5,11 +5,13 @@ import time
 
 from prunella import codec
 from prunella.config import Config
+from prunella.fleet.commands import node_table
 from prunella.fleet.gate_results import apply_gate_node
 from prunella.fleet.lifecycle import Fleet, Owner
-from prunella.fleet.roster import load_fleet
+from prunella.fleet.roster import FleetNode, load_fleet
 from prunella.fleet.sweep import busy_nodes, nodes_to_sweep, request_key, sweep_requests
 from prunella.ledger import Ledger
+from prunella.orchestration import cluster_nodes
 from prunella.orchestration.ask_stage import Asking, ask
 from prunella.records import FailedRecord, GateNodeRecord, GateNodeRequest
 from prunella.scratch import attempt_scratch
@@ -19,7 +21,7 @@ from prunella.storage import open_patiently
 def open_sweep(root: str, fleet_file: str | None, run_id: str) -> list[str]:
     """Write the requests of a sweep; returns their keys. A second try of the same run finds them written."""
     ledger = _fleet_ledger(root)
-    fleet = load_fleet(fleet_file, nodes=1 if fleet_file else Config().nodes)
+    fleet = _roster(fleet_file)
     states = Fleet(ledger.store)
     due = nodes_to_sweep(fleet, {node.name: states.last(node.name) for node in fleet}, busy=busy_nodes(ledger.store))
     sweep = f"{time.strftime('%Y%m%d', time.gmtime())}-{hashlib.sha256(run_id.encode()).hexdigest()[:8]}"
@@ -48,6 +50,22 @@ def gate_swept_node(root: str, key: str) -> str:
     answer = ask(ledger, key, request, asking)
     record = answer if isinstance(answer, GateNodeRecord | FailedRecord) else None
     return apply_gate_node(Fleet(ledger.store), request.node, record, key=request.output, owner=Owner.SWEEP)
+
+
+def show_on_cluster(root: str, fleet_file: str | None) -> dict[str, str]:
+    """Make the cluster's nodes show what the ledger says of each; returns what became of it, by node.
+
+    Raises:
+        ConfigError: there is no cluster, or no right to its nodes.
+        PrunellaError: its server is away, or it refused a node.
+    """
+    shown = cluster_nodes.show_nodes(node_table(_fleet_ledger(root).store, _roster(fleet_file)))
+    cluster_nodes.check_all_shown(shown)
+    return {found.node: found.outcome.value for found in shown}
+
+
+def _roster(fleet_file: str | None) -> tuple[FleetNode, ...]:
+    return load_fleet(fleet_file, nodes=1 if fleet_file else Config().nodes)
 
 
 def _fleet_ledger(root: str) -> Ledger:

@@ -33,6 +33,7 @@ from prunella.scratch import attempt_scratch
 from prunella.training_segment.agents import end_ranks, log_tail, start_agents
 from prunella.training_segment.culprit import Blame, RankSeen, blame, rank_exits
 from prunella.training_segment.job import STEPS_FILE, Job, prepare_scratch, rank_nodes
+from prunella.training_segment.kubeflow_progress import progress_told
 from prunella.training_segment.spans import Moments, spans_of
 from prunella.training_segment.split import split_batch
 from prunella.training_segment.step_log import read_last
@@ -83,7 +84,7 @@ def _train(config: Config, request: TrainRequest, scratch: Path, started_ns: int
     impatient = dataclasses.replace(config.storage, retry_s=0.0)
     check_token = token_check(open_ledger(request.root, request.experiment, settings=impatient), request)
     stop = StopRequest(scratch)
-    with stop.on_sigterm(), _agents(config, request, scratch) as agents:
+    with stop.on_sigterm(), progress_told(request, scratch), _agents(config, request, scratch) as agents:
         logger.info("ranks_launched nodes=%s world_size=%s", len(agents), len(rank_nodes(request.nodes)))
         watch = Watch(config, request, agents, scratch, launched_ns=started_ns, check_token=check_token)
         watched = watch.until_over(stop)

@@ -177,6 +177,20 @@ def test_a_segment_that_takes_too_long_is_told_by_the_triggerer_with_the_same_no
     assert '"late"' in json.dumps(deadline["callback"])
 
 
+@pytest.mark.parametrize(("launch", "last"), [("local", "gate_node"), ("kubernetes", "show_nodes")])
+def test_a_sweep_shows_the_nodes_to_the_cluster_where_stages_run_on_one(launch: str, last: str) -> None:
+    program = (
+        "import json, runpy, sys\n"
+        "dag = runpy.run_path(sys.argv[1])['dag']\n"
+        "print('FOUND ' + json.dumps({task.task_id: task.trigger_rule for task in dag.tasks if not task.downstream_list}))\n"
+    )
+
+    found = answer_of(program, DAGS / "sweep_fleet.py", PRUNELLA_LAUNCH=launch)
+
+    assert list(found) == [last]
+    assert launch == "local" or found[last] == "all_done"
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "three", "1.5"])
 def test_slots_that_cannot_be_meant_are_refused_with_advice(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("PRUNELLA_POOL_SLOTS", value)

@@ -7,9 +7,11 @@ be taken for its finished predecessor.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prunella import __version__
+from prunella.errors import ConfigError
 from prunella.records import Request, Stage
 
 #: Longest name. Source: JobSet 0.10 adds `-node-0-`, an index and 6 more characters for a pod's name, which holds 63.
@@ -24,6 +26,8 @@ _SHORT = {
 }
 #: Label that holds the name of the start on each of its pods.
 LAUNCH_LABEL = "prunella.launch"
+#: Annotations that say in full what a pod or TrainJob answers, where its name only has a digest.
+IDENTITY = ("prunella.root", "prunella.request")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,3 +84,17 @@ class ClusterLaunch:
             "prunella.start": str(self.start),
             LAUNCH_LABEL: self.name,
         }
+
+
+def check_identity(name: str, wanted: Mapping[str, str], found: Mapping[str, str] | None) -> None:
+    """Return quietly when what was found under a name answers what was asked, by the annotations of both.
+
+    Raises:
+        ConfigError: it is somebody else's.
+    """
+    for key in IDENTITY:
+        if wanted[key] != (has := (found or {}).get(key)):
+            raise ConfigError(
+                f"{name}: expected one that answers {key} {wanted[key]!r}, found {has!r}; somebody else made it: delete it, "
+                "or use a namespace of your own"
+            )

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from prunella.errors import ConfigError
-from prunella.launch.kubernetes.naming import ClusterLaunch
+from prunella.launch.kubernetes.naming import IDENTITY, ClusterLaunch
 from prunella.launch.kubernetes.placement import cordon_tolerations, node_affinity
 from prunella.launch.kubernetes.settings import ClusterSettings
 from prunella.records import GateNodeRequest
@@ -50,7 +50,7 @@ def pod(launch: ClusterLaunch, settings: ClusterSettings) -> Manifest:
 
 def metadata(launch: ClusterLaunch, settings: ClusterSettings) -> Manifest:
     """Name, labels, and which request this answers, in full."""
-    annotations = {"prunella.root": launch.request.root, "prunella.request": launch.request_key}
+    annotations = dict(zip(IDENTITY, (launch.request.root, launch.request_key), strict=True))
     return {"name": launch.name, "namespace": settings.namespace, "labels": launch.labels, "annotations": annotations}
 
 

@@ -4,6 +4,7 @@ Decides nothing about an attempt. The defaults name what `containers/kubernetes`
 file, and checks only that it can be meant as written; it never holds a secret, only the name of one.
 """
 
+import os
 import re
 import tomllib
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from prunella.errors import ConfigError
 from prunella.launch.images import image_name, image_of
 from prunella.records import Stage
 
+#: Names the settings file where no option does.
+VARIABLE = "PRUNELLA_CLUSTER"
 #: Kubernetes' form of a quantity, without exponents. Source: its reference of resource quantities, 2026-11.
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTPE]|[KMGTPE]i)?")
 #: Names of namespaces, accounts, secrets, claims and runtimes. Source: RFC 1123 labels.
@@ -110,13 +113,14 @@ class ClusterSettings:
         return image_name(image_of(stage), self.image_prefix)
 
 
-def load_settings(path: str | None) -> ClusterSettings:
-    """The settings of a TOML file, or the defaults.
+def load_settings(path: str | None = None) -> ClusterSettings:
+    """The settings of a TOML file, else of the one that PRUNELLA_CLUSTER names, else the defaults.
 
     Raises:
         ConfigError: the file is missing, not TOML, or holds a key or value that cannot be meant.
     """
-    if path is None:
+    path = path or os.environ.get(VARIABLE)
+    if not path:
         return ClusterSettings()
     try:
         document = tomllib.loads(Path(path).read_text())

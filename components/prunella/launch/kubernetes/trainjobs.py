@@ -17,6 +17,8 @@ SPANS_NODES = frozenset({Stage.GATE_FABRIC, Stage.TRAINING_SEGMENT})
 
 #: Source: the models of kubeflow-trainer-api 2.3.0 (2026-11).
 API_VERSION = "trainer.kubeflow.org/v1alpha1"
+#: TrainJobs in the path of a request. Source: Kubeflow's SDK 0.5.0 (2026-11).
+PLURAL = "trainjobs"
 #: Name of the replicated job and of its container. Source: Kubeflow Trainer 2.3, whose runtimes call both so.
 NODE_JOB = "node"
 #: Whose patch this is, among those of other controllers such as Kueue.

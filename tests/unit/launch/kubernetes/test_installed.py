@@ -47,7 +47,7 @@ def test_roles_grant_exactly_what_starting_watching_and_ending_stages_takes(docu
         ("prunella-orchestrator", "pods"): {"create", "delete", "get"},
         ("prunella-orchestrator", "pods/log"): {"get"},
         ("prunella-orchestrator", "trainer.kubeflow.org/trainjobs"): {"create", "delete", "get"},
-        ("prunella-node-keeper", "nodes"): {"get", "list", "patch"},
+        ("prunella-node-keeper", "nodes"): {"get", "patch"},
     }
 
 
@@ -253,17 +253,26 @@ def test_a_stage_is_called_by_nobody_but_its_own_kind(documents: list[Manifest],
 
 @pytest.mark.parametrize(("overlay", "blocks"), [("s3", ["192.0.2.0/24"]), ("pvc", [])])
 @pytest.mark.parametrize("name", examples())
-def test_a_stage_calls_dns_and_the_store_and_its_own_kind_only(name: str, overlay: str, blocks: list[str]) -> None:
+def test_a_stage_calls_dns_the_store_and_its_own_kind_only_and_training_kubeflow(
+    name: str, overlay: str, blocks: list[str]
+) -> None:
     labels = pods_on_the_cluster()[name]["metadata"]["labels"]
 
     held = policies(installed(overlay), labels)
 
     peers = [peer for policy in held for rule in policy["spec"].get("egress", []) for peer in rule["to"]]
     outside = [peer["ipBlock"]["cidr"] for peer in peers if "ipBlock" in peer]
-    dns = [peer for peer in peers if "namespaceSelector" in peer]
+    dns = [peer for peer in peers if namespace_of(peer) == "kube-system" and "podSelector" in peer]
+    kubeflow = [peer for peer in peers if namespace_of(peer) == "kubeflow-system"]
     own = [peer for peer in peers if peer.keys() == {"podSelector"}]
     assert any("Egress" in policy["spec"]["policyTypes"] for policy in held)
     assert outside == blocks
     assert len(dns) == 1
     assert len(own) == (1 if Stage(name) in SPANS_NODES else 0)
-    assert len(peers) == len(outside) + len(dns) + len(own)
+    assert len(kubeflow) == (1 if Stage(name) is Stage.TRAINING_SEGMENT else 0)
+    assert len(peers) == len(outside) + len(dns) + len(own) + len(kubeflow)
+
+
+def namespace_of(peer: dict[str, Any]) -> str | None:
+    name: str | None = peer.get("namespaceSelector", {}).get("matchLabels", {}).get("kubernetes.io/metadata.name")
+    return name
