@@ -80,6 +80,10 @@ class RetryingStore(WrappedStore):
         self._settings = settings
         self.waits: list[Wait] = []
 
+    def wait_out(self, key: str, call: Callable[[], T]) -> T:
+        """What `call` returns, for something that only the store inside can do."""
+        return self._call(key, call)
+
     def put_new(self, key: str, data: bytes) -> None:
         self._put(key, lambda: self._inner.put_new(key, data), lambda: self._inner.get(key) == data)
 
