@@ -402,11 +402,11 @@ class _FullFor(FolderStore):
         super().__init__(root)
         self.times = times
 
-    def put_new_file(self, key: str, path: Path) -> None:
+    def put_new_file(self, key: str, path: Path, *, keep_copy: bool = False) -> None:
         if self.times > 0:
             self.times -= 1
             raise StorageFull(f"no room for {key}")
-        super().put_new_file(key, path)
+        super().put_new_file(key, path, keep_copy=keep_copy)
 
 
 def _full(ledger: Ledger, times: int) -> Ledger:

@@ -1,5 +1,6 @@
 """The store in a bucket keeps the promises of the store in a folder, and says of each failure what to do."""
 
+import errno
 import hashlib
 import logging
 import os
@@ -344,3 +345,71 @@ def test_a_copy_that_was_cut_short_does_not_appear(tmp_path: Path, monkeypatch: 
         cache.file("a", "v1", cut)
 
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("size_bytes", [10, 9 * MIB], ids=["one part", "several parts"])
+def test_a_file_that_was_put_is_kept_as_the_copy_where_asked(
+    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size_bytes: int
+) -> None:
+    path = big_file(tmp_path, size_bytes)
+    monkeypatch.setattr(store, "_download", lambda *_: pytest.fail("fetched"))
+
+    store.put_new_file("a/b", path, keep_copy=True)
+
+    assert store.local_path("a/b").samefile(path)
+
+
+def test_a_file_that_was_put_is_copied_to_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_paths: Path) -> None:
+        raise OSError(errno.EXDEV, "another file system")
+
+    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setattr(os, "link", link)
+    (tmp_path / "file").write_bytes(b"content")
+    cache = ObjectCache("s3://bucket", limit_bytes=250)
+
+    cache.adopt("a", "v1", tmp_path / "file")
+
+    assert cache.file("a", "v1", lambda _: pytest.fail("it is there")).read_bytes() == b"content"
+
+
+def test_a_copy_that_cannot_be_kept_fails_no_put(store: S3Store, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "scratch").write_text("a file where a folder should be")
+    path = big_file(tmp_path, 10)
+
+    store.put_new_file("a/b", path, keep_copy=True)
+
+    assert store.get("a/b") == path.read_bytes()
+    assert "copy_not_kept key=a/b" in caplog.text
+
+
+def test_a_copy_goes_with_its_object(store: S3Store, tmp_path: Path) -> None:
+    store.put_new_file("a/b", big_file(tmp_path, 10), keep_copy=True)
+    copy = store.local_path("a/b")
+
+    store.delete("a/b")
+
+    assert not copy.exists()
+    assert not store.drop_copy("a/b")
+
+
+def test_kept_copies_nobody_used_obey_the_limit_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path / "scratch"))
+    cache = ObjectCache("s3://bucket", limit_bytes=250)
+
+    for name in "abc":
+        (tmp_path / name).write_bytes(bytes(100))
+        cache.adopt(name, "v1", tmp_path / name)
+
+    assert [cache.drop(name) for name in "abc"] == [False, True, True]
+
+
+def test_of_copies_in_many_folders_the_last_by_name_stay_and_those_in_use(store: S3Store, tmp_path: Path) -> None:
+    for name in ("0000", "0001", "0002", "0003"):
+        store.put_new_file(f"all/{name}/file", big_file(tmp_path, 10), keep_copy=True)
+        (tmp_path / "big").unlink()
+    store.local_path("all/0001/file")  # somebody reads it
+
+    store.limit_copies("all", newest=1)
+
+    assert [store.drop_copy(f"all/{name}/file") for name in ("0000", "0001", "0002", "0003")] == [False, True, False, True]

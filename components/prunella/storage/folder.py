@@ -34,7 +34,7 @@ class FolderStore:
     def put_new(self, key: str, data: bytes) -> None:
         self._commit(key, lambda temporary: temporary.write_bytes(data))
 
-    def put_new_file(self, key: str, path: Path) -> None:
+    def put_new_file(self, key: str, path: Path, *, keep_copy: bool = False) -> None:
         self._commit(key, lambda temporary: shutil.copyfile(path, temporary))
 
     def get(self, key: str) -> bytes:
@@ -64,6 +64,12 @@ class FolderStore:
         if not self.exists(key):
             raise KeyMissing(f"{self._root}: no object {key!r}")
         return path
+
+    def drop_copy(self, key: str) -> bool:
+        return False  # the objects are files themselves
+
+    def limit_copies(self, prefix: str, *, newest: int) -> None:
+        return
 
     def delete(self, key: str) -> None:
         with self._translated(key):

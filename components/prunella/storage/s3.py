@@ -91,17 +91,30 @@ class S3Store:
     # -------------------------------------------------------------------------------- writing
 
     def put_new(self, key: str, data: bytes) -> None:
-        self._prove(key, self._call(key, "put_object", Body=data, IfNoneMatch="*")["ETag"])
+        self._put_whole(key, data)
 
-    def put_new_file(self, key: str, path: Path) -> None:
+    def put_new_file(self, key: str, path: Path, *, keep_copy: bool = False) -> None:
         size_bytes = path.stat().st_size
         if size_bytes <= _PART_BYTES:
-            self.put_new(key, path.read_bytes())
+            version = self._put_whole(key, path.read_bytes())
         else:
-            self._put_in_parts(key, path, size_bytes)
+            version = self._put_in_parts(key, path, size_bytes)
+        if keep_copy:
+            self._keep(key, version, path)
 
-    def _put_in_parts(self, key: str, path: Path, size_bytes: int) -> None:
-        """Send the parts that are not there yet, then commit them as one object, if there is none by then.
+    def _keep(self, key: str, version: str, path: Path) -> None:
+        """Spare this machine a download. What was put is put, so a scratch disk that has no room fails nothing."""
+        try:
+            self._cache.adopt(key, version, path)
+        except OSError as error:
+            logger.warning("copy_not_kept key=%s error=%s", key, error)
+
+    def _put_whole(self, key: str, data: bytes) -> str:
+        """Write one object; returns its version."""
+        return self._prove(key, self._call(key, "put_object", Body=data, IfNoneMatch="*")["ETag"])
+
+    def _put_in_parts(self, key: str, path: Path, size_bytes: int) -> str:
+        """Send the parts that are not there yet, then commit them as one object, if there is none by then; returns its version.
 
         The upload outlives a cut: the next try goes on from here. It does not outlive any other failure.
         """
@@ -118,7 +131,7 @@ class S3Store:
                 self._abort(key, upload)
             raise
         del self._uploads[key]
-        self._prove(key, etag)
+        return self._prove(key, etag)
 
     def _send_parts(self, key: str, upload: _Upload, path: Path, size_bytes: int) -> None:
         part_bytes = max(_PART_BYTES, -(-size_bytes // _MAX_PARTS))
@@ -167,14 +180,18 @@ class S3Store:
         finally:
             self.delete(key)
 
-    def _prove(self, key: str, etag: str) -> None:
-        """Look whether what is there now is what the server said it took: proxies have said so and kept nothing."""
+    def _prove(self, key: str, etag: str) -> str:
+        """Look whether what is there now is what the server said it took: proxies have said so and kept nothing.
+
+        Returns its version.
+        """
         try:
-            found = self._call(key, "head_object").get("ETag")
+            found = self._call(key, "head_object")
         except KeyMissing as error:
             raise StorageUnavailable(f"{self._root}: object {key!r} was accepted and is not there") from error
-        if found != etag:
+        if found["ETag"] != etag:
             raise StorageUnavailable(f"{self._root}: object {key!r} was accepted, and another is there")
+        return _version(found)
 
     # -------------------------------------------------------------------------------- reading
 
@@ -210,8 +227,13 @@ class S3Store:
 
     def local_path(self, key: str) -> Path:
         found = self._call(key, "head_object")
-        version = f"{found['ETag']} {found['LastModified']}"
-        return self._cache.file(key, version, lambda path: self._download(key, path, int(found["ContentLength"])))
+        return self._cache.file(key, _version(found), lambda path: self._download(key, path, int(found["ContentLength"])))
+
+    def drop_copy(self, key: str) -> bool:
+        return self._cache.drop(check_key(key))
+
+    def limit_copies(self, prefix: str, *, newest: int) -> None:
+        self._cache.limit(check_key(prefix), newest=newest)
 
     def _download(self, key: str, path: Path, size_bytes: int) -> None:
         """Write the object to `path`, its ranges in parallel."""
@@ -233,6 +255,7 @@ class S3Store:
 
     def delete(self, key: str) -> None:
         self._call(key, "delete_object")
+        self._cache.drop(key)
 
     def set_aside(self, key: str) -> str:
         target = f"set-aside/{key}.{time.time_ns()}"
@@ -299,6 +322,11 @@ def _client() -> Any:
         response_checksum_validation="when_required",
     )
     return boto3.session.Session().client("s3", config=settings)
+
+
+def _version(head: dict[str, Any]) -> str:
+    """What tells an object from one that was there before, or comes after."""
+    return f"{head['ETag']} {head['LastModified']}"
 
 
 def _etag_of_parts(etags: "list[str]") -> str:

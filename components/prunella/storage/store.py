@@ -28,8 +28,13 @@ class Store(Protocol):
     def put_new(self, key: str, data: bytes) -> None:
         """Write once. Raises KeyExists, StorageUnavailable, StorageFull."""
 
-    def put_new_file(self, key: str, path: Path) -> None:
-        """Write the content of a local file once. Raises as `put_new`."""
+    def put_new_file(self, key: str, path: Path, *, keep_copy: bool = False) -> None:
+        """Write the content of a local file once. Raises as `put_new`.
+
+        Args:
+            keep_copy: the file is not changed any more, only removed: where `local_path` would fetch the object, the store
+                may keep the file as its copy.
+        """
 
     def get(self, key: str) -> bytes:
         """Raises KeyMissing, StorageUnavailable."""
@@ -48,6 +53,12 @@ class Store(Protocol):
 
     def local_path(self, key: str) -> Path:
         """A local file that holds the object, to map into memory. Not verified. Raises KeyMissing."""
+
+    def drop_copy(self, key: str) -> bool:
+        """Forget the fetched or kept copy of an object; whether there was one, so that another look may find something else."""
+
+    def limit_copies(self, prefix: str, *, newest: int) -> None:
+        """Of the copies of objects in folders under `prefix`, leave those in the `newest` last by name, and those in use."""
 
     def delete(self, key: str) -> None:
         """Remove an object that retention released; absent is fine."""
