@@ -6,7 +6,6 @@ planted file is never opened, and nothing is ever unpickled.
 """
 
 import contextlib
-import hashlib
 import logging
 import math
 import tempfile
@@ -27,6 +26,7 @@ from prunella.checkpoint_state import OPTIM, TrainingState, logical_tensors, mak
 from prunella.errors import CheckpointInvalid, ConfigError, DigestMismatch, KeyMissing
 from prunella.ledger import Ledger
 from prunella.records import CheckpointManifest, CheckpointRef, DataPrepRecord, FileEntry, from_bytes
+from prunella.storage import Content
 
 logger = logging.getLogger(__name__)
 
@@ -122,27 +122,21 @@ def verify_file(ledger: Ledger, manifest: CheckpointManifest, entry: FileEntry) 
     Raises:
         CheckpointInvalid: it is missing, or its size or sha256 differs.
     """
+    store, wanted = ledger.store, Content(size_bytes=entry.size_bytes, sha256=entry.sha256)
     try:
-        size_bytes, sha256 = _measure(ledger, entry)
-        if (size_bytes, sha256) != (entry.size_bytes, entry.sha256) and ledger.store.drop_copy(entry.key):
-            logger.warning("damaged_copy_dropped key=%s expected=%s found=%s", entry.key, entry.sha256, sha256)
-            size_bytes, sha256 = _measure(ledger, entry)
+        found = store.measure(entry.key)
+        if found != wanted and store.drop_copy(entry.key):
+            logger.warning("damaged_copy_dropped key=%s expected=%s found=%s", entry.key, wanted.sha256, found.sha256)
+            found = store.measure(entry.key)
     except (KeyMissing, FileNotFoundError) as error:
         raise CheckpointInvalid(
             f"checkpoint {manifest.name} (step {manifest.step}) lacks 1 of {len(manifest.files)} files: {entry.key}; {_NEXT}"
         ) from error
-    if (size_bytes, sha256) != (entry.size_bytes, entry.sha256):
+    if found != wanted:
         raise CheckpointInvalid(
-            f"checkpoint {manifest.name} (step {manifest.step}): {entry.key} is damaged: expected {entry.size_bytes} bytes "
-            f"with sha256 {entry.sha256}, found {size_bytes} bytes with {sha256}; {_NEXT}"
+            f"checkpoint {manifest.name} (step {manifest.step}): {entry.key} is damaged: expected {wanted.size_bytes} bytes "
+            f"with sha256 {wanted.sha256}, found {found.size_bytes} bytes with {found.sha256}; {_NEXT}"
         )
-
-
-def _measure(ledger: Ledger, entry: FileEntry) -> tuple[int, str]:
-    """Size and sha256 of a file, in what this machine reads of it."""
-    path = ledger.store.local_path(entry.key)
-    with path.open("rb") as file:
-        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _verify_share(ledger: Ledger, manifest: CheckpointManifest, group: dist.ProcessGroup | None) -> None:

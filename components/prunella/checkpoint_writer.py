@@ -8,7 +8,6 @@ All ranks call every method with the same step in the same order; all of them se
 """
 
 import dataclasses
-import hashlib
 import logging
 import shutil
 import time
@@ -208,11 +207,8 @@ class CheckpointWriter:
         return {"files": codec.encode(entries), "rng": codec.encode(job.rng)}
 
     def _put(self, key: str, path: Path) -> FileEntry:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        size_bytes = path.stat().st_size
-        self._ledger.store.put_new_file(key, path, keep_copy=self._settings.keep_local > 0)
-        return FileEntry(key=key, sha256=sha256, size_bytes=size_bytes)
+        content = self._ledger.store.put_new_file(key, path, keep_copy=self._settings.keep_local > 0)
+        return FileEntry(key=key, sha256=content.sha256, size_bytes=content.size_bytes)
 
     def _finish(self, name: str, folder: Path, job: _Save, answers: list[Any]) -> None:
         if self._rank != 0:

@@ -54,8 +54,9 @@ def big_file(folder: Path, size_bytes: int) -> Path:
 def test_what_was_put_is_what_is_got(store: S3Store, tmp_path: Path, size_bytes: int) -> None:
     path = big_file(tmp_path, size_bytes)
 
-    store.put_new_file("a/file", path)
+    told = store.put_new_file("a/file", path)
 
+    assert store.measure("a/file") == told
     assert store.get("a/file") == store.local_path("a/file").read_bytes() == path.read_bytes()
     assert store.size_bytes("a/file") == size_bytes
     assert store.list("a") == ["file"]

@@ -16,7 +16,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from buckets import Bucket, moto_bucket, set_in_environment
 from prunella.config import StorageConfig
 from prunella.errors import ConfigError, KeyExists, KeyMissing, PrunellaError, StorageFull, StorageUnavailable
-from prunella.storage import RetryingStore, S3Store, open_store, prove_root, s3
+from prunella.storage import Content, RetryingStore, S3Store, open_store, prove_root, s3
 from prunella.storage.cache import ObjectCache
 
 MIB = 2**20
@@ -66,6 +66,15 @@ def test_a_file_of_several_parts_arrives_whole(store: S3Store, tmp_path: Path) -
     assert hashlib.sha256(store.local_path("a/big").read_bytes()).digest() == hashlib.sha256(path.read_bytes()).digest()
 
 
+@pytest.mark.parametrize("size_bytes", [0, 10, 8 * MIB, 20 * MIB + 17])
+def test_what_a_file_holds_is_told_when_it_is_put_fetched_and_found(store: S3Store, tmp_path: Path, size_bytes: int) -> None:
+    path = big_file(tmp_path, size_bytes)
+
+    told = [store.put_new_file("a/b", path), store.measure("a/b"), store.measure("a/b")]
+
+    assert told == [Content(size_bytes=size_bytes, sha256=hashlib.sha256(path.read_bytes()).hexdigest())] * 3
+
+
 @pytest.mark.parametrize("size_bytes", [10, 9 * MIB], ids=["one part", "several parts"])
 def test_a_key_is_written_once(store: S3Store, tmp_path: Path, size_bytes: int) -> None:
     path = big_file(tmp_path, size_bytes)
@@ -94,7 +103,9 @@ def test_of_many_racing_writers_exactly_one_wins(store: S3Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "read", [S3Store.get, S3Store.size_bytes, S3Store.stamp, S3Store.local_path], ids=lambda function: function.__name__
+    "read",
+    [S3Store.get, S3Store.size_bytes, S3Store.stamp, S3Store.local_path, S3Store.measure],
+    ids=lambda function: function.__name__,
 )
 def test_absence_is_told_from_failure(store: S3Store, read: Callable[[S3Store, str], object]) -> None:
     with pytest.raises(KeyMissing, match="no object 'a/b'"):
@@ -237,9 +248,10 @@ def test_a_put_that_was_cut_sends_only_the_missing_parts_again(
 
     monkeypatch.setattr(store._client, "upload_part", cut_once)
 
-    RetryingStore(store, PATIENCE).put_new_file("a/big", path)
+    told = RetryingStore(store, PATIENCE).put_new_file("a/big", path)
 
     assert sorted(sent) == [1, 2, 3, 3, 4, 5]
+    assert told.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert store.get("a/big") == path.read_bytes()
 
 
@@ -253,7 +265,7 @@ def test_of_many_parts_the_first_failure_is_raised_and_the_rest_not_begun() -> N
         time.sleep(0.02)
 
     with pytest.raises(StorageUnavailable, match="cut"):
-        s3._in_parallel(send, list(range(500)))
+        list(s3._in_parallel(send, range(500)))
 
     assert len(begun) < 500
 
@@ -273,8 +285,9 @@ def test_a_put_whose_commit_was_answered_too_late_finds_its_own_object(
 
     monkeypatch.setattr(store._client, "complete_multipart_upload", lose_the_answer)
 
-    RetryingStore(store, PATIENCE).put_new_file("a/big", path)
+    told = RetryingStore(store, PATIENCE).put_new_file("a/big", path)
 
+    assert told == store.measure("a/big")
     assert store.get("a/big") == path.read_bytes()
 
 

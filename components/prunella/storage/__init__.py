@@ -13,9 +13,10 @@ from prunella.storage.arbitration import find_overwriting, try_out
 from prunella.storage.folder import FolderStore
 from prunella.storage.retrying import RetryingStore, Wait, WrappedStore
 from prunella.storage.s3 import SCHEME, S3Store
-from prunella.storage.store import Stamp, Store, check_key
+from prunella.storage.store import Content, Stamp, Store, check_key
 
 __all__ = [
+    "Content",
     "FolderStore",
     "RetryingStore",
     "S3Store",

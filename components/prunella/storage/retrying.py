@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from prunella.config import StorageConfig
 from prunella.errors import KeyExists, StorageUnavailable
-from prunella.storage.store import Stamp, Store
+from prunella.storage.store import Content, Stamp, Store, content_of
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -32,8 +32,8 @@ class WrappedStore:
     def put_new(self, key: str, data: bytes) -> None:
         self._call(key, lambda: self._inner.put_new(key, data))
 
-    def put_new_file(self, key: str, path: Path, *, keep_copy: bool = False) -> None:
-        self._call(key, lambda: self._inner.put_new_file(key, path, keep_copy=keep_copy))
+    def put_new_file(self, key: str, path: Path, *, keep_copy: bool = False) -> Content:
+        return self._call(key, lambda: self._inner.put_new_file(key, path, keep_copy=keep_copy))
 
     def get(self, key: str) -> bytes:
         return self._call(key, lambda: self._inner.get(key))
@@ -52,6 +52,9 @@ class WrappedStore:
 
     def local_path(self, key: str) -> Path:
         return self._call(key, lambda: self._inner.local_path(key))
+
+    def measure(self, key: str) -> Content:
+        return self._call(key, lambda: self._inner.measure(key))
 
     def drop_copy(self, key: str) -> bool:
         return self._inner.drop_copy(key)  # no business of the network's
@@ -93,11 +96,14 @@ class RetryingStore(WrappedStore):
     def put_new(self, key: str, data: bytes) -> None:
         self._put(key, lambda: self._inner.put_new(key, data), lambda: self._inner.get(key) == data)
 
-    def put_new_file(self, key: str, path: Path, *, keep_copy: bool = False) -> None:
+    def put_new_file(self, key: str, path: Path, *, keep_copy: bool = False) -> Content:
+        mine: list[Content] = []
+
         def put() -> None:
-            self._inner.put_new_file(key, path, keep_copy=keep_copy)
+            mine.append(self._inner.put_new_file(key, path, keep_copy=keep_copy))
 
         self._put(key, put, lambda: self._inner.get(key) == path.read_bytes())
+        return mine[0] if mine else content_of(path)
 
     def _put(self, key: str, put: Callable[[], None], is_mine: Callable[[], bool]) -> None:
         tries = 0

@@ -11,16 +11,20 @@ import hashlib
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prunella.errors import ConfigError, KeyExists, KeyMissing, PrunellaError, StorageFull, StorageUnavailable
 from prunella.storage.cache import ObjectCache, cache_limit_bytes
-from prunella.storage.store import Stamp, check_key
+from prunella.storage.store import Content, Stamp, check_key, content_of
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -32,6 +36,8 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 #: parts of 5 MiB to 5 GiB, 10,000 of them at most, so the size grows with the file.
 _PART_BYTES = 8 * 2**20
 _MAX_PARTS = 10_000
+#: What is read from a connection at once. Source: boto3's TransferConfig.io_chunksize, 2026-11.
+_PIECE_BYTES = 256 * 2**10
 #: Parts under way at once. Source: boto3's TransferConfig.max_concurrency, 2026-11.
 _CONCURRENCY = 10
 #: Seconds until a connection, or a silent one, counts as lost. Source: own choice 2026-11; healthy answers take milliseconds.
@@ -93,14 +99,17 @@ class S3Store:
     def put_new(self, key: str, data: bytes) -> None:
         self._put_whole(key, data)
 
-    def put_new_file(self, key: str, path: Path, *, keep_copy: bool = False) -> None:
-        size_bytes = path.stat().st_size
+    def put_new_file(self, key: str, path: Path, *, keep_copy: bool = False) -> Content:
+        size_bytes, sha256 = path.stat().st_size, hashlib.sha256()
         if size_bytes <= _PART_BYTES:
-            version = self._put_whole(key, path.read_bytes())
+            data = path.read_bytes()
+            sha256.update(data)
+            version = self._put_whole(key, data)
         else:
-            version = self._put_in_parts(key, path, size_bytes)
+            version = self._put_in_parts(key, path, size_bytes, sha256)
         if keep_copy:
             self._keep(key, version, path)
+        return Content(size_bytes=size_bytes, sha256=sha256.hexdigest())
 
     def _keep(self, key: str, version: str, path: Path) -> None:
         """Spare this machine a download. What was put is put, so a scratch disk that has no room fails nothing."""
@@ -113,7 +122,7 @@ class S3Store:
         """Write one object; returns its version."""
         return self._prove(key, self._call(key, "put_object", Body=data, IfNoneMatch="*")["ETag"])
 
-    def _put_in_parts(self, key: str, path: Path, size_bytes: int) -> str:
+    def _put_in_parts(self, key: str, path: Path, size_bytes: int, sha256: "Hash") -> str:
         """Send the parts that are not there yet, then commit them as one object, if there is none by then; returns its version.
 
         The upload outlives a cut: the next try goes on from here. It does not outlive any other failure.
@@ -124,7 +133,7 @@ class S3Store:
         upload = self._uploads.get(key) or self._begin(key)
         self._uploads[key] = upload
         try:
-            self._send_parts(key, upload, path, size_bytes)
+            self._send_parts(key, upload, path, size_bytes, sha256)
             etag = self._commit(key, upload)
         except PrunellaError as error:
             if isinstance(error, _UploadLost) or not isinstance(error, StorageUnavailable):
@@ -133,22 +142,28 @@ class S3Store:
         del self._uploads[key]
         return self._prove(key, etag)
 
-    def _send_parts(self, key: str, upload: _Upload, path: Path, size_bytes: int) -> None:
+    def _send_parts(self, key: str, upload: _Upload, path: Path, size_bytes: int, sha256: "Hash") -> None:
+        """Send the parts that are not there yet, while `sha256` is given the whole file."""
         part_bytes = max(_PART_BYTES, -(-size_bytes // _MAX_PARTS))
-        numbers = range(1, -(-size_bytes // part_bytes) + 1)
+        own = threading.local()
 
         def send(number: int) -> None:
-            with path.open("rb") as file:
-                file.seek((number - 1) * part_bytes)
-                body = file.read(part_bytes)
-            self._send_part(key, upload, number, body)
+            if number in upload.done:
+                return
+            if not hasattr(own, "buffer"):
+                own.buffer = bytearray(part_bytes)  # used again for every part: new memory costs more than what is done with it
+            count = os.preadv(descriptor, [own.buffer], (number - 1) * part_bytes)
+            self._send_part(key, upload, number, own.buffer if count == part_bytes else own.buffer[:count])
 
-        _in_parallel(send, [number for number in numbers if number not in upload.done])
+        with path.open("rb", buffering=0) as file:
+            descriptor = file.fileno()
+            for number in _in_parallel(send, range(1, -(-size_bytes // part_bytes) + 1)):
+                _hash(sha256, descriptor, (number - 1) * part_bytes, part_bytes)
 
     def _begin(self, key: str) -> _Upload:
         return _Upload(upload_id=self._call(key, "create_multipart_upload")["UploadId"])
 
-    def _send_part(self, key: str, upload: _Upload, number: int, body: bytes) -> None:
+    def _send_part(self, key: str, upload: _Upload, number: int, body: bytes | bytearray) -> None:
         answer = self._call(key, "upload_part", UploadId=upload.upload_id, PartNumber=number, Body=body)
         upload.done[number] = answer["ETag"]
 
@@ -229,27 +244,38 @@ class S3Store:
         found = self._call(key, "head_object")
         return self._cache.file(key, _version(found), lambda path: self._download(key, path, int(found["ContentLength"])))
 
+    def measure(self, key: str) -> Content:
+        found, sha256, is_fetched = self._call(key, "head_object"), hashlib.sha256(), False
+
+        def fetch(path: Path) -> None:
+            nonlocal is_fetched
+            self._download(key, path, int(found["ContentLength"]), sha256)
+            is_fetched = True
+
+        path = self._cache.file(key, _version(found), fetch)
+        return Content(size_bytes=path.stat().st_size, sha256=sha256.hexdigest()) if is_fetched else content_of(path)
+
     def drop_copy(self, key: str) -> bool:
         return self._cache.drop(check_key(key))
 
     def limit_copies(self, prefix: str, *, newest: int) -> None:
         self._cache.limit(check_key(prefix), newest=newest)
 
-    def _download(self, key: str, path: Path, size_bytes: int) -> None:
-        """Write the object to `path`, its ranges in parallel."""
+    def _download(self, key: str, path: Path, size_bytes: int, sha256: "Hash | None" = None) -> None:
+        """Write the object to `path`, its ranges in parallel, while `sha256`, if there is one, is given what was written."""
 
         def receive(start: int) -> None:
             end = min(start + _PART_BYTES, size_bytes) - 1
             with self._translated(key):
                 answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key), Range=f"bytes={start}-{end}")
-                content = answer["Body"].read()
-            with path.open("r+b") as file:
-                file.seek(start)
-                file.write(content)
+                while piece := answer["Body"].read(_PIECE_BYTES):
+                    start += os.pwrite(descriptor, piece, start)
 
-        with path.open("wb") as file:
-            file.truncate(size_bytes)
-        _in_parallel(receive, list(range(0, size_bytes, _PART_BYTES)))
+        with path.open("w+b", buffering=0) as file:
+            descriptor = file.fileno()
+            for start in _in_parallel(receive, range(0, size_bytes, _PART_BYTES)):
+                if sha256 is not None:
+                    _hash(sha256, descriptor, start, _PART_BYTES)
 
     # -------------------------------------------------------------------------------- removing
 
@@ -338,8 +364,19 @@ def _etag_of_parts(etags: "list[str]") -> str:
     return f'"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(etags)}"'
 
 
-def _in_parallel(work: Callable[[int], None], numbers: "list[int]") -> None:
-    """Do them all; raise the first failure after those under way have ended, without starting the others."""
+def _in_parallel(work: Callable[[int], None], numbers: range) -> Iterator[int]:
+    """Do them all; yields each, in order, once it is done.
+
+    Raises the first failure after those under way have ended, without starting the others.
+    """
     with ThreadPoolExecutor(_CONCURRENCY, thread_name_prefix="s3") as pool:
-        for _ in pool.map(work, numbers):
-            pass
+        for number, _ in zip(numbers, pool.map(work, numbers), strict=True):
+            yield number
+
+
+def _hash(sha256: "Hash", descriptor: int, start: int, size_bytes: int) -> None:
+    """Give a hash what a file holds from `start` on."""
+    end = start + size_bytes
+    while start < end and (piece := os.pread(descriptor, min(_PIECE_BYTES, end - start), start)):
+        sha256.update(piece)
+        start += len(piece)
