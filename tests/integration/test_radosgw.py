@@ -146,7 +146,7 @@ def test_a_bucket_that_is_full_is_one_clear_error_and_leaves_no_parts(
 ) -> None:
     monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path / "scratch"))
     path = big_file(tmp_path, 20 * MIB)
-    small = gateway.bucket("small", quota_bytes=10 * MIB)
+    small = gateway.bucket("small", quota_bytes=4 * MIB)  # less than a part: parts side by side do not see each other
 
     with set_in_environment(small.environment):
         store = RetryingStore(S3Store(small.root), PATIENT)
@@ -213,3 +213,19 @@ def test_an_upload_goes_on_after_an_outage_with_the_parts_that_had_not_arrived(
     assert next(outage, None) is None, "there was no outage"
     assert (arrived, again) == (set(range(1, 26)), set())
     assert store.get("a/big") == path.read_bytes()
+
+
+def test_a_download_whose_connection_was_cut_asks_for_that_part_again_and_no_other(
+    bucket: Bucket, store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = big_file(tmp_path, 100 * MIB)
+    put = store.put_new_file("a/big", path)
+    with fault_proxy(bucket.environment["AWS_ENDPOINT_URL_S3"], 0) as (address, schedule):
+        cuts = iter(["cut the answer"])
+        monkeypatch.setattr(schedule, "draw", lambda method, _: (next(cuts, "") if method == "GET" else "", 0.5))
+        with set_in_environment({"AWS_ENDPOINT_URL_S3": address}):
+            found = RetryingStore(S3Store(store.root), PATIENT).measure("a/big")
+
+    gets = [request for request in schedule.requests if request.startswith("GET ")]
+    assert len(gets) == 13 + 1
+    assert found == put

@@ -255,6 +255,36 @@ def test_a_put_that_was_cut_sends_only_the_missing_parts_again(
     assert store.get("a/big") == path.read_bytes()
 
 
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["the same object", "another object"])
+def test_a_download_that_was_cut_asks_only_for_the_missing_parts_of_the_same_object(
+    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_replaced: bool
+) -> None:
+    path = big_file(tmp_path, 40 * MIB)
+    store.put_new_file("a/big", path)
+    asked: list[str] = []
+    get = store._client.get_object
+
+    def cut_once(**arguments: Any) -> Any:
+        asked.append(arguments["Range"])
+        if len(asked) == 3:
+            raise EndpointConnectionError(endpoint_url="http://cut")
+        return get(**arguments)
+
+    monkeypatch.setattr(store._client, "get_object", cut_once)
+    with pytest.raises(StorageUnavailable):
+        store.measure("a/big")
+    if is_replaced:
+        path = big_file(tmp_path, 40 * MIB)
+        store.delete("a/big")
+        store.put_new_file("a/big", path)
+
+    told = store.measure("a/big")
+
+    assert told.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert len(asked) == 5 + (5 if is_replaced else 1)
+    assert [file.name for file in (tmp_path / "scratch").rglob("*.cut")] == []
+
+
 def test_of_many_parts_the_first_failure_is_raised_and_the_rest_not_begun() -> None:
     begun: list[int] = []
 
@@ -309,7 +339,7 @@ def test_an_upload_that_lost_the_race_leaves_no_parts(store: S3Store, tmp_path: 
 def test_an_object_is_fetched_once(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.put_new("a/b", b"content")
     first = store.local_path("a/b")
-    monkeypatch.setattr(store, "_download", lambda *_: pytest.fail("fetched again"))
+    monkeypatch.setattr(store, "_fetch", lambda *_: pytest.fail("fetched again"))
 
     assert store.local_path("a/b") == first
 
@@ -365,7 +395,7 @@ def test_a_file_that_was_put_is_kept_as_the_copy_where_asked(
     store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size_bytes: int
 ) -> None:
     path = big_file(tmp_path, size_bytes)
-    monkeypatch.setattr(store, "_download", lambda *_: pytest.fail("fetched"))
+    monkeypatch.setattr(store, "_fetch", lambda *_: pytest.fail("fetched"))
 
     store.put_new_file("a/b", path, keep_copy=True)
 

@@ -71,6 +71,15 @@ class _Upload:
     done: dict[int, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A download that was cut: of which version, where what arrived lies, and at which bytes its parts begin."""
+
+    version: str
+    path: Path
+    done: set[int]
+
+
 class _UploadLost(StorageUnavailable):
     """The server does not know the upload, or a part that it once accepted: only a new upload helps."""
 
@@ -88,6 +97,7 @@ class S3Store:
         self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
         self._client = _client()
         self._uploads: dict[str, _Upload] = {}
+        self._cuts: dict[str, _Cut] = {}
         self._cache = ObjectCache(self._root, limit_bytes=cache_limit_bytes())
 
     @property
@@ -242,14 +252,14 @@ class S3Store:
 
     def local_path(self, key: str) -> Path:
         found = self._call(key, "head_object")
-        return self._cache.file(key, _version(found), lambda path: self._download(key, path, int(found["ContentLength"])))
+        return self._cache.file(key, _version(found), lambda path: self._fetch(key, path, found, None))
 
     def measure(self, key: str) -> Content:
         found, sha256, is_fetched = self._call(key, "head_object"), hashlib.sha256(), False
 
         def fetch(path: Path) -> None:
             nonlocal is_fetched
-            self._download(key, path, int(found["ContentLength"]), sha256)
+            self._fetch(key, path, found, sha256)
             is_fetched = True
 
         path = self._cache.file(key, _version(found), fetch)
@@ -261,17 +271,34 @@ class S3Store:
     def limit_copies(self, prefix: str, *, newest: int) -> None:
         self._cache.limit(check_key(prefix), newest=newest)
 
-    def _download(self, key: str, path: Path, size_bytes: int, sha256: "Hash | None" = None) -> None:
-        """Write the object to `path`, its ranges in parallel, while `sha256`, if there is one, is given what was written."""
+    def _fetch(self, key: str, path: Path, found: dict[str, Any], sha256: "Hash | None") -> None:
+        """Write an object to `path`. What arrived before a cut is not asked for again by the next try."""
+        version, done = _version(found), set[int]()
+        cut = self._cuts.pop(key, None)
+        if cut is not None and cut.path.exists():
+            os.replace(cut.path, path)
+            done = cut.done if cut.version == version else done
+        try:
+            self._download(key, path, int(found["ContentLength"]), done, sha256)
+        except StorageUnavailable:
+            self._cuts[key] = _Cut(version, path.with_name(f"{path.name}.cut"), done)
+            os.replace(path, self._cuts[key].path)
+            raise
 
-        def receive(start: int) -> None:
-            end = min(start + _PART_BYTES, size_bytes) - 1
+    def _download(self, key: str, path: Path, size_bytes: int, done: set[int], sha256: "Hash | None") -> None:
+        """Write the parts that are not `done`, in parallel, while `sha256`, if there is one, is given what was written."""
+
+        def receive(first: int) -> None:
+            if first in done:
+                return
+            start, end = first, min(first + _PART_BYTES, size_bytes) - 1
             with self._translated(key):
                 answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key), Range=f"bytes={start}-{end}")
                 while piece := answer["Body"].read(_PIECE_BYTES):
                     start += os.pwrite(descriptor, piece, start)
+            done.add(first)
 
-        with path.open("w+b", buffering=0) as file:
+        with path.open("r+b" if done else "w+b", buffering=0) as file:
             descriptor = file.fileno()
             for start in _in_parallel(receive, range(0, size_bytes, _PART_BYTES)):
                 if sha256 is not None:
