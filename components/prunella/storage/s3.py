@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from prunella.errors import ConfigError, KeyExists, KeyMissing, PrunellaError, StorageFull, StorageUnavailable
+from prunella.errors import ConfigError, KeyExists, KeyMissing, PrunellaError, StorageUnavailable
 from prunella.storage.cache import ObjectCache, cache_limit_bytes
+from prunella.storage.refusals import UploadLost, existing, translated
 from prunella.storage.store import Content, Stamp, check_key, content_of
 
 if TYPE_CHECKING:
@@ -44,24 +45,6 @@ _CONCURRENCY = 10
 _CONNECT_TIMEOUT_S = 5
 _READ_TIMEOUT_S = 30
 
-_MISSING = {"NoSuchKey", "404", "NotFound"}
-_EXISTS = {"PreconditionFailed", "412"}
-_LOST = {"NoSuchUpload", "InvalidPart", "InvalidPartOrder"}
-_FULL = {"QuotaExceeded", "EntityTooLarge", "InsufficientStorage", "507"}
-#: What waiting does not mend, and what does.
-_REFUSED = {
-    "NoSuchBucket": "there is no such bucket; make it, or correct --root",
-    "InvalidAccessKeyId": "the access key is unknown there; check AWS_ACCESS_KEY_ID or the profile",
-    "SignatureDoesNotMatch": "the secret key is wrong; check AWS_SECRET_ACCESS_KEY or the profile",
-    "ExpiredToken": "the session token has expired; sign in again",
-    "AccessDenied": "these credentials may not do that; grant them read and write on the bucket",
-    "403": "these credentials may not do that; grant them read and write on the bucket",
-    "PermanentRedirect": "the bucket is in another region; set AWS_REGION",
-    "301": "the bucket is in another region; set AWS_REGION",
-    "AuthorizationHeaderMalformed": "the region is wrong; set AWS_REGION to the bucket's",
-    "IllegalLocationConstraintException": "the region is wrong; set AWS_REGION to the bucket's",
-}
-
 
 @dataclass(slots=True)
 class _Upload:
@@ -78,10 +61,6 @@ class _Cut:
     version: str
     path: Path
     done: set[int]
-
-
-class _UploadLost(StorageUnavailable):
-    """The server does not know the upload, or a part that it once accepted: only a new upload helps."""
 
 
 class S3Store:
@@ -139,14 +118,14 @@ class S3Store:
         """
         if self.exists(key):
             self._uploads.pop(key, None)
-            raise self._existing(key)
+            raise existing(self._root, key)
         upload = self._uploads.get(key) or self._begin(key)
         self._uploads[key] = upload
         try:
             self._send_parts(key, upload, path, size_bytes, sha256)
             etag = self._commit(key, upload)
         except PrunellaError as error:
-            if isinstance(error, _UploadLost) or not isinstance(error, StorageUnavailable):
+            if isinstance(error, UploadLost) or not isinstance(error, StorageUnavailable):
                 self._abort(key, upload)
             raise
         del self._uploads[key]
@@ -221,7 +200,7 @@ class S3Store:
     # -------------------------------------------------------------------------------- reading
 
     def get(self, key: str) -> bytes:
-        with self._translated(key):
+        with translated(self._root, key):
             answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
             content: bytes = answer["Body"].read()
             return content
@@ -243,7 +222,7 @@ class S3Store:
     def list(self, prefix: str) -> list[str]:
         under = f"{self._key(prefix)}/"
         names: set[str] = set()
-        with self._translated(prefix):
+        with translated(self._root, prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=under, Delimiter="/")
             for page in pages:
                 names |= {entry["Key"].removeprefix(under) for entry in page.get("Contents", [])}
@@ -291,11 +270,9 @@ class S3Store:
         def receive(first: int) -> None:
             if first in done:
                 return
-            start, end = first, min(first + _PART_BYTES, size_bytes) - 1
-            with self._translated(key):
-                answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key), Range=f"bytes={start}-{end}")
-                while piece := answer["Body"].read(_PIECE_BYTES):
-                    start += os.pwrite(descriptor, piece, start)
+            start = first
+            for piece in self._pieces(key, first, min(first + _PART_BYTES, size_bytes) - 1):
+                start += os.pwrite(descriptor, piece, start)
             done.add(first)
 
         with path.open("r+b" if done else "w+b", buffering=0) as file:
@@ -303,6 +280,13 @@ class S3Store:
             for start in _in_parallel(receive, range(0, size_bytes, _PART_BYTES)):
                 if sha256 is not None:
                     _hash(sha256, descriptor, start, _PART_BYTES)
+
+    def _pieces(self, key: str, first: int, last: int) -> Iterator[bytes]:
+        """A range of an object, piece by piece."""
+        with translated(self._root, key):
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key), Range=f"bytes={first}-{last}")
+            while piece := answer["Body"].read(_PIECE_BYTES):
+                yield piece
 
     # -------------------------------------------------------------------------------- removing
 
@@ -312,7 +296,7 @@ class S3Store:
 
     def set_aside(self, key: str) -> str:
         target = f"set-aside/{key}.{time.time_ns()}"
-        with self._translated(key):
+        with translated(self._root, key):
             source = {"Bucket": self._bucket, "Key": self._key(key)}
             self._client.copy(source, self._bucket, self._key(target))
         self.delete(key)
@@ -323,40 +307,10 @@ class S3Store:
     def _key(self, key: str) -> str:
         return self._prefix + check_key(key)
 
-    def _existing(self, key: str) -> KeyExists:
-        return KeyExists(f"{self._root}: object {key!r} exists already and is immutable")
-
     def _call(self, key: str, operation: str, **arguments: Any) -> dict[str, Any]:
-        with self._translated(key):
+        with translated(self._root, key):
             answer: dict[str, Any] = getattr(self._client, operation)(Bucket=self._bucket, Key=self._key(key), **arguments)
             return answer
-
-    @contextlib.contextmanager
-    def _translated(self, key: str) -> Iterator[None]:
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
-        from urllib3.exceptions import HTTPError
-
-        try:
-            yield
-        except ClientError as error:
-            raise self._meaning(key, str(error.response.get("Error", {}).get("Code", ""))) from error
-        except (NoCredentialsError, PartialCredentialsError) as error:
-            raise ConfigError(f"--root {self._root}: no credentials; set AWS_ACCESS_KEY_ID or a profile") from error
-        except (BotoCoreError, HTTPError, OSError) as error:
-            raise StorageUnavailable(f"{self._root}: object {key!r} is out of reach ({type(error).__name__})") from error
-
-    def _meaning(self, key: str, code: str) -> PrunellaError:
-        if code in _EXISTS:
-            return self._existing(key)
-        if code in _MISSING:
-            return KeyMissing(f"{self._root}: no object {key!r}")
-        if code in _LOST:
-            return _UploadLost(f"{self._root}: the upload of object {key!r} was lost ({code})")
-        if code in _FULL:
-            return StorageFull(f"{self._root}: no room for object {key!r} ({code}); free space and run again")
-        if code in _REFUSED:
-            return ConfigError(f"--root {self._root}: {_REFUSED[code]} ({code})")
-        return StorageUnavailable(f"{self._root}: object {key!r} is out of reach ({code})")
 
 
 def _client() -> Any:
