@@ -8,9 +8,10 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Debian packages: a browser for the tests that look at pages, an engine and a builder for containers, a database server.
-# With the last Debian starts a cluster of its own, on loopback; no test uses it.
-SYSTEM_PACKAGES := chromium chromium-driver fonts-dejavu-core podman runc mmdebstrap postgresql
+# Debian packages: a browser for the tests that look at pages, an engine and a builder for containers, a database server, and
+# Ceph's object store.
+# With `postgresql` Debian starts a cluster of its own, on loopback; no test uses it.
+SYSTEM_PACKAGES := chromium chromium-driver fonts-dejavu-core podman runc mmdebstrap postgresql radosgw ceph-mon ceph-osd
 # As what the stages of a demonstration run: processes (local), or containers (container; after `make images`).
 LAUNCH ?= local
 # A file of settings for `make up`, such as the prunella.env that `make stack` writes.
@@ -86,7 +87,7 @@ clean: ## Remove the environment, caches and everything under var/ (experiments 
 ##@ Now and then
 
 .PHONY: system
-system: ## Install the Debian packages that some tests need: a browser, PostgreSQL (needs root; writes outside this folder)
+system: ## Install the Debian packages that some tests need: a browser, PostgreSQL, Ceph (needs root; writes outside this folder)
 	@if missing=$$(for name in $(SYSTEM_PACKAGES); do \
 	    dpkg-query -W -f '$${Status}\n' $$name 2>/dev/null | grep -q '^install ok installed' || echo $$name; done); \
 	  [ -z "$$missing" ]; then echo "system packages are there: $(SYSTEM_PACKAGES)"; exit 0; fi; \

@@ -20,6 +20,22 @@ class Bucket:
     environment: dict[str, str]
 
 
+def made_bucket(endpoint: str, root: str, *, key: str, secret: str) -> Bucket:
+    """The bucket of a root, made now on a server of this machine."""
+    environment = {
+        "AWS_ENDPOINT_URL_S3": endpoint,
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    credentials = {"aws_access_key_id": key, "aws_secret_access_key": secret}
+    name, *_ = root.removeprefix("s3://").split("/")
+    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **credentials).create_bucket(Bucket=name)
+    return Bucket(root=root, environment=environment)
+
+
 @contextmanager
 def moto_bucket(prefix: str = "team/runs") -> Iterator[Bucket]:
     """An empty bucket behind a server of its own."""
@@ -28,18 +44,7 @@ def moto_bucket(prefix: str = "team/runs") -> Iterator[Bucket]:
     server.start()
     try:
         host, port = server.get_host_and_port()
-        endpoint = f"http://{host}:{port}"
-        environment = {
-            "AWS_ENDPOINT_URL_S3": endpoint,
-            "AWS_ACCESS_KEY_ID": "tests",
-            "AWS_SECRET_ACCESS_KEY": "tests-secret",
-            "AWS_REGION": "us-east-1",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
-        credentials = {"aws_access_key_id": "tests", "aws_secret_access_key": "tests-secret"}
-        boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **credentials).create_bucket(Bucket=BUCKET)
-        yield Bucket(root=f"s3://{BUCKET}/{prefix}", environment=environment)
+        yield made_bucket(f"http://{host}:{port}", f"s3://{BUCKET}/{prefix}", key="tests", secret="tests-secret")
     finally:
         server.stop()
 

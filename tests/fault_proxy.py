@@ -2,7 +2,7 @@
 
 It cuts requests and answers at any byte, delays, answers 500, 503 and SlowDown, goes silent for a while, and lies: it says
 that a write succeeded and throws it away. Each request draws its fault; `faults` lists what was done, so that a test can say
-that something was.
+that something was, and `requests` what was asked for.
 """
 
 import random
@@ -38,13 +38,14 @@ class Schedule:
 
     seed: int
     faults: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
     is_off: bool = False
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
         self._lock = threading.Lock()
 
-    def draw(self, method: str) -> tuple[str, float]:
+    def draw(self, method: str, path: str) -> tuple[str, float]:
         """The fault of the next request ("" for none), and a number in [0, 1) for where it strikes."""
         with self._lock:
             names, odds = [*ODDS, ""], [*ODDS.values(), 1.0 - sum(ODDS.values())]
@@ -76,7 +77,8 @@ def _handler(upstream: str, schedule: Schedule) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def serve(self) -> None:
-            fault, where = schedule.draw(self.command)
+            schedule.requests.append(f"{self.command} {self.path}")
+            fault, where = schedule.draw(self.command, self.path)
             if self.headers.get("Expect", "").lower() == "100-continue":
                 self.send_response_only(100)
                 self.end_headers()

@@ -6,7 +6,7 @@ planted file is never opened, and nothing is ever unpickled.
 """
 
 import contextlib
-import hashlib
+import logging
 import math
 import tempfile
 import warnings
@@ -26,6 +26,9 @@ from prunella.checkpoint_state import OPTIM, TrainingState, logical_tensors, mak
 from prunella.errors import CheckpointInvalid, ConfigError, DigestMismatch, KeyMissing
 from prunella.ledger import Ledger
 from prunella.records import CheckpointManifest, CheckpointRef, DataPrepRecord, FileEntry, from_bytes
+from prunella.storage import Content
+
+logger = logging.getLogger(__name__)
 
 #: Full shape and dtype by logical name.
 Sizes = dict[str, tuple[torch.Size, torch.dtype]]
@@ -114,24 +117,25 @@ def read_manifest(ledger: Ledger, ref: CheckpointRef) -> CheckpointManifest:
 
 
 def verify_file(ledger: Ledger, manifest: CheckpointManifest, entry: FileEntry) -> None:
-    """Prove that a file holds the bytes that were committed.
+    """Prove that a file holds the bytes that were committed. A damaged copy of a bucket's object is fetched once more.
 
     Raises:
         CheckpointInvalid: it is missing, or its size or sha256 differs.
     """
+    store, wanted = ledger.store, Content(size_bytes=entry.size_bytes, sha256=entry.sha256)
     try:
-        path = ledger.store.local_path(entry.key)
-        size_bytes = path.stat().st_size
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        found = store.measure(entry.key)
+        if found != wanted and store.drop_copy(entry.key):
+            logger.warning("damaged_copy_dropped key=%s expected=%s found=%s", entry.key, wanted.sha256, found.sha256)
+            found = store.measure(entry.key)
     except (KeyMissing, FileNotFoundError) as error:
         raise CheckpointInvalid(
             f"checkpoint {manifest.name} (step {manifest.step}) lacks 1 of {len(manifest.files)} files: {entry.key}; {_NEXT}"
         ) from error
-    if (size_bytes, sha256) != (entry.size_bytes, entry.sha256):
+    if found != wanted:
         raise CheckpointInvalid(
-            f"checkpoint {manifest.name} (step {manifest.step}): {entry.key} is damaged: expected {entry.size_bytes} bytes "
-            f"with sha256 {entry.sha256}, found {size_bytes} bytes with {sha256}; {_NEXT}"
+            f"checkpoint {manifest.name} (step {manifest.step}): {entry.key} is damaged: expected {wanted.size_bytes} bytes "
+            f"with sha256 {wanted.sha256}, found {found.size_bytes} bytes with {found.sha256}; {_NEXT}"
         )
 
 
@@ -165,8 +169,9 @@ def read_state(ledger: Ledger, manifest: CheckpointManifest) -> TrainingState:
     if entry is None:
         raise CheckpointInvalid(f"checkpoint {manifest.name} has no loader state (a file *-state.json); {_NEXT}")
     try:
-        state = from_bytes(TrainingState, ledger.read_verified(entry.key, entry.sha256), entry.key)
-    except (KeyMissing, DigestMismatch, ConfigError, ValueError) as error:
+        verify_file(ledger, manifest, entry)
+        state = from_bytes(TrainingState, ledger.store.local_path(entry.key).read_bytes(), entry.key)
+    except (KeyMissing, FileNotFoundError, DigestMismatch, ConfigError, ValueError) as error:
         raise CheckpointInvalid(f"checkpoint {manifest.name}: its loader state cannot be read: {error}; {_NEXT}") from error
     for what, expected, found in _claims(ledger, manifest, state):
         if expected != found:

@@ -8,7 +8,6 @@ All ranks call every method with the same step in the same order; all of them se
 """
 
 import dataclasses
-import hashlib
 import logging
 import shutil
 import time
@@ -187,9 +186,10 @@ class CheckpointWriter:
         try:
             agree(self._group, lambda: self._write_shards(folder, job.tensors))
             answers = agree(self._group, lambda: self._upload(name, folder, job))
-            agree(self._group, lambda: self._finish(name, job, answers))
+            agree(self._group, lambda: self._finish(name, folder, job, answers))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+        self._ledger.store.limit_copies(self._ledger.checkpoints_prefix, newest=self._settings.keep_local)
         self._index += 1
         self._shipped_step = job.step
 
@@ -203,19 +203,19 @@ class CheckpointWriter:
         mark = f"{job.step:06d}-{uuid.uuid4().hex[:8]}"  # a save that failed half-way never stands in the way of the next
         entries = []
         for path in sorted(folder.glob("*.safetensors")):
-            key = f"{prefix}/{mark}-{path.name}"
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            self._ledger.store.put_new_file(key, path)
-            entries.append(FileEntry(key=key, sha256=sha256, size_bytes=path.stat().st_size))
+            entries.append(self._put(f"{prefix}/{mark}-{path.name}", path))
         return {"files": codec.encode(entries), "rng": codec.encode(job.rng)}
 
-    def _finish(self, name: str, job: _Save, answers: list[Any]) -> None:
+    def _put(self, key: str, path: Path) -> FileEntry:
+        content = self._ledger.store.put_new_file(key, path, keep_copy=self._settings.keep_local > 0)
+        return FileEntry(key=key, sha256=content.sha256, size_bytes=content.size_bytes)
+
+    def _finish(self, name: str, folder: Path, job: _Save, answers: list[Any]) -> None:
         if self._rank != 0:
             return
         files = [codec.decode(FileEntry, entry, name) for answer in answers for entry in answer["files"]]
         rng = tuple(codec.decode(RngState, answer["rng"], name) for answer in answers)
-        files.append(self._put_state(name, dataclasses.replace(job.state, rng=rng)))
+        files.append(self._put_state(name, folder, dataclasses.replace(job.state, rng=rng)))
         metrics = self._ship_metrics(job)
         request = self._request
         manifest = CheckpointManifest(
@@ -239,11 +239,10 @@ class CheckpointWriter:
         logger.info("checkpoint_committed name=%s step=%s files=%s", name, job.step, len(files))
         self._corrupt_if_asked(manifest)
 
-    def _put_state(self, name: str, state: TrainingState) -> FileEntry:
-        key = f"{self._ledger.checkpoint_prefix(name)}/{state.step:06d}-{uuid.uuid4().hex[:8]}-state.json"
-        data = to_bytes(state)
-        self._ledger.store.put_new(key, data)
-        return FileEntry(key=key, sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
+    def _put_state(self, name: str, folder: Path, state: TrainingState) -> FileEntry:
+        path = folder / f"{state.step:06d}-{uuid.uuid4().hex[:8]}-state.json"
+        path.write_bytes(to_bytes(state))
+        return self._put(f"{self._ledger.checkpoint_prefix(name)}/{path.name}", path)
 
     def _ship_metrics(self, job: _Save) -> tuple[FileEntry, ...]:
         if job.metrics_file is None:

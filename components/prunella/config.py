@@ -193,6 +193,10 @@ class CheckpointConfig:
     keep_last: int = 3
     #: Every M-th verified checkpoint is kept for ever; 0 keeps none beyond keep_last.
     keep_every: int = 0
+    #: Where the root is a bucket, a machine keeps what it wrote of so many of the newest candidates, so that validation,
+    #: evaluation and resume need not download it; PRUNELLA_CACHE_BYTES bounds the size. 0 keeps none: validation then reads
+    #: what the bucket holds. Source: own choice 2026-11: the newest, and the one that is resumed from when that is rejected.
+    keep_local: int = 2
     #: Relative difference allowed between the probe loss at the save and in validation, which runs at another world size.
     #: Source: own measurement 2026-11, see DECISIONS "probe tolerance"; fp32 sums in another order differ by about 1e-6.
     probe_loss_rtol: float = 1e-4
@@ -210,6 +214,7 @@ class CheckpointConfig:
             "at least 1: the last verified checkpoint is never deleted",
             self.keep_last,
         )
+        _require(self.keep_local >= 0, "checkpoint.keep_local", "at least 0", self.keep_local)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

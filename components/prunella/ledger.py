@@ -266,8 +266,13 @@ class Ledger:
 
     # -------------------------------------------------------------------------------- checkpoints
 
+    @property
+    def checkpoints_prefix(self) -> str:
+        """Where every checkpoint of the experiment has its folder; their names sort as they were written."""
+        return f"{self.prefix}/checkpoints"
+
     def checkpoint_prefix(self, name: str) -> str:
-        return f"{self.prefix}/checkpoints/{name}"
+        return f"{self.checkpoints_prefix}/{name}"
 
     def manifest_key(self, name: str) -> str:
         return f"{self.checkpoint_prefix(name)}/manifest.json"

@@ -71,7 +71,7 @@ def _write_and_read(store: RetryingStore, folder: Path, chance: random.Random) -
 def test_a_write_that_was_thrown_away_is_written_again(bucket: Bucket, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with fault_proxy(bucket.environment["AWS_ENDPOINT_URL_S3"], 0) as (address, schedule):
         draws = iter(["lie"])
-        monkeypatch.setattr(schedule, "draw", lambda method: (next(draws, "") if method == "PUT" else "", 0.0))
+        monkeypatch.setattr(schedule, "draw", lambda method, _path: (next(draws, "") if method == "PUT" else "", 0.0))
 
         RetryingStore(behind(address, root, monkeypatch), PATIENT).put_new("a", b"kept")
 
@@ -80,7 +80,7 @@ def test_a_write_that_was_thrown_away_is_written_again(bucket: Bucket, root: str
 
 def test_a_network_that_stays_away_is_one_clear_error(bucket: Bucket, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with fault_proxy(bucket.environment["AWS_ENDPOINT_URL_S3"], 0) as (address, schedule):
-        monkeypatch.setattr(schedule, "draw", lambda method: ("SlowDown", 0.0))
+        monkeypatch.setattr(schedule, "draw", lambda _method, _path: ("SlowDown", 0.0))
         impatient = StorageConfig(retry_s=0.3, first_delay_s=0.01, max_delay_s=0.05)
 
         with pytest.raises(StorageUnavailable, match=r"object 'a' is out of reach \(SlowDown\); gave up after 0.3 s"):
@@ -92,5 +92,5 @@ def test_a_network_that_stays_away_is_one_clear_error(bucket: Bucket, root: str,
 def test_a_seed_determines_the_schedule() -> None:
     first, second = Schedule(seed=3), Schedule(seed=3)
 
-    assert [first.draw("GET") for _ in range(200)] == [second.draw("GET") for _ in range(200)]
+    assert [first.draw("GET", "/") for _ in range(200)] == [second.draw("GET", "/") for _ in range(200)]
     assert set(first.faults) > {"cut the answer", "500"}

@@ -58,7 +58,7 @@ CONFIG = Config(
 # ------------------------------------------------------------------------------------------------ ledger
 
 
-def make_experiment(root: Path, config: Config = CONFIG) -> Ledger:
+def make_experiment(root: Path | str, config: Config = CONFIG) -> Ledger:
     """An opened experiment with a data set, and attempt 0 of segment 0."""
     create_root(str(root))
     ledger = open_ledger(str(root), EXPERIMENT)

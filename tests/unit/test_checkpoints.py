@@ -20,7 +20,7 @@ from prunella.errors import CheckpointInvalid, Fenced, PrunellaError, StorageFul
 from prunella.faults import FaultSwitch, flip_byte
 from prunella.ledger import Ledger
 from prunella.records import CheckpointManifest, CheckpointRef, FileEntry, Stage, ValidateRequest, Verdict, to_bytes
-from prunella.storage import FolderStore
+from prunella.storage import Content, FolderStore
 
 
 def _load_builders() -> ModuleType:
@@ -402,11 +402,11 @@ class _FullFor(FolderStore):
         super().__init__(root)
         self.times = times
 
-    def put_new_file(self, key: str, path: Path) -> None:
+    def put_new_file(self, key: str, path: Path, *, keep_copy: bool = False) -> Content:
         if self.times > 0:
             self.times -= 1
             raise StorageFull(f"no room for {key}")
-        super().put_new_file(key, path)
+        return super().put_new_file(key, path, keep_copy=keep_copy)
 
 
 def _full(ledger: Ledger, times: int) -> Ledger:

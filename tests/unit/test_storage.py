@@ -1,6 +1,7 @@
 """The object store keeps its one promise, `put_new`, whoever races, dies or runs out of room."""
 
 import errno
+import hashlib
 import os
 import resource
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from prunella.config import StorageConfig
 from prunella.errors import ConfigError, KeyExists, KeyMissing, StorageFull, StorageUnavailable
-from prunella.storage import FolderStore, RetryingStore, check_key, open_store
+from prunella.storage import Content, FolderStore, RetryingStore, check_key, open_store
 
 _PATIENCE = StorageConfig(retry_s=0.2, first_delay_s=0.001, max_delay_s=0.002)
 
@@ -47,8 +48,9 @@ def test_what_was_put_is_what_is_got(store: FolderStore, tmp_path: Path) -> None
     (tmp_path / "local").write_bytes(content)
 
     store.put_new("a/bytes", content)
-    store.put_new_file("a/file", tmp_path / "local")
+    told = store.put_new_file("a/file", tmp_path / "local")
 
+    assert told == store.measure("a/file") == Content(size_bytes=100_000, sha256=hashlib.sha256(content).hexdigest())
     assert store.get("a/bytes") == store.get("a/file") == store.local_path("a/file").read_bytes() == content
     assert store.size_bytes("a/bytes") == 100_000
     assert store.list("a") == ["bytes", "file"]
@@ -89,9 +91,10 @@ def test_of_many_racing_writers_exactly_one_wins(store: FolderStore) -> None:
         lambda store: store.get("a/b"),
         lambda store: store.size_bytes("a/b"),
         lambda store: store.local_path("a/b"),
+        lambda store: store.measure("a/b"),
         lambda store: store.set_aside("a/b"),
     ],
-    ids=["get", "size_bytes", "local_path", "set_aside"],
+    ids=["get", "size_bytes", "local_path", "measure", "set_aside"],
 )
 def test_absence_is_told_from_failure(store: FolderStore, read: Callable[[FolderStore], object]) -> None:
     with pytest.raises(KeyMissing, match="no object 'a/b'"):

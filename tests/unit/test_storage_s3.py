@@ -1,5 +1,6 @@
 """The store in a bucket keeps the promises of the store in a folder, and says of each failure what to do."""
 
+import errno
 import hashlib
 import logging
 import os
@@ -15,7 +16,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from buckets import Bucket, moto_bucket, set_in_environment
 from prunella.config import StorageConfig
 from prunella.errors import ConfigError, KeyExists, KeyMissing, PrunellaError, StorageFull, StorageUnavailable
-from prunella.storage import RetryingStore, S3Store, open_store, prove_root, s3
+from prunella.storage import Content, RetryingStore, S3Store, open_store, prove_root, s3
 from prunella.storage.cache import ObjectCache
 
 MIB = 2**20
@@ -65,6 +66,15 @@ def test_a_file_of_several_parts_arrives_whole(store: S3Store, tmp_path: Path) -
     assert hashlib.sha256(store.local_path("a/big").read_bytes()).digest() == hashlib.sha256(path.read_bytes()).digest()
 
 
+@pytest.mark.parametrize("size_bytes", [0, 10, 8 * MIB, 20 * MIB + 17])
+def test_what_a_file_holds_is_told_when_it_is_put_fetched_and_found(store: S3Store, tmp_path: Path, size_bytes: int) -> None:
+    path = big_file(tmp_path, size_bytes)
+
+    told = [store.put_new_file("a/b", path), store.measure("a/b"), store.measure("a/b")]
+
+    assert told == [Content(size_bytes=size_bytes, sha256=hashlib.sha256(path.read_bytes()).hexdigest())] * 3
+
+
 @pytest.mark.parametrize("size_bytes", [10, 9 * MIB], ids=["one part", "several parts"])
 def test_a_key_is_written_once(store: S3Store, tmp_path: Path, size_bytes: int) -> None:
     path = big_file(tmp_path, size_bytes)
@@ -93,7 +103,9 @@ def test_of_many_racing_writers_exactly_one_wins(store: S3Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "read", [S3Store.get, S3Store.size_bytes, S3Store.stamp, S3Store.local_path], ids=lambda function: function.__name__
+    "read",
+    [S3Store.get, S3Store.size_bytes, S3Store.stamp, S3Store.local_path, S3Store.measure],
+    ids=lambda function: function.__name__,
 )
 def test_absence_is_told_from_failure(store: S3Store, read: Callable[[S3Store, str], object]) -> None:
     with pytest.raises(KeyMissing, match="no object 'a/b'"):
@@ -236,10 +248,41 @@ def test_a_put_that_was_cut_sends_only_the_missing_parts_again(
 
     monkeypatch.setattr(store._client, "upload_part", cut_once)
 
-    RetryingStore(store, PATIENCE).put_new_file("a/big", path)
+    told = RetryingStore(store, PATIENCE).put_new_file("a/big", path)
 
     assert sorted(sent) == [1, 2, 3, 3, 4, 5]
+    assert told.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert store.get("a/big") == path.read_bytes()
+
+
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["the same object", "another object"])
+def test_a_download_that_was_cut_asks_only_for_the_missing_parts_of_the_same_object(
+    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_replaced: bool
+) -> None:
+    path = big_file(tmp_path, 40 * MIB)
+    store.put_new_file("a/big", path)
+    asked: list[str] = []
+    get = store._client.get_object
+
+    def cut_once(**arguments: Any) -> Any:
+        asked.append(arguments["Range"])
+        if len(asked) == 3:
+            raise EndpointConnectionError(endpoint_url="http://cut")
+        return get(**arguments)
+
+    monkeypatch.setattr(store._client, "get_object", cut_once)
+    with pytest.raises(StorageUnavailable):
+        store.measure("a/big")
+    if is_replaced:
+        path = big_file(tmp_path, 40 * MIB)
+        store.delete("a/big")
+        store.put_new_file("a/big", path)
+
+    told = store.measure("a/big")
+
+    assert told.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert len(asked) == 5 + (5 if is_replaced else 1)
+    assert [file.name for file in (tmp_path / "scratch").rglob("*.cut")] == []
 
 
 def test_of_many_parts_the_first_failure_is_raised_and_the_rest_not_begun() -> None:
@@ -252,7 +295,7 @@ def test_of_many_parts_the_first_failure_is_raised_and_the_rest_not_begun() -> N
         time.sleep(0.02)
 
     with pytest.raises(StorageUnavailable, match="cut"):
-        s3._in_parallel(send, list(range(500)))
+        list(s3._in_parallel(send, range(500)))
 
     assert len(begun) < 500
 
@@ -272,8 +315,9 @@ def test_a_put_whose_commit_was_answered_too_late_finds_its_own_object(
 
     monkeypatch.setattr(store._client, "complete_multipart_upload", lose_the_answer)
 
-    RetryingStore(store, PATIENCE).put_new_file("a/big", path)
+    told = RetryingStore(store, PATIENCE).put_new_file("a/big", path)
 
+    assert told == store.measure("a/big")
     assert store.get("a/big") == path.read_bytes()
 
 
@@ -295,7 +339,7 @@ def test_an_upload_that_lost_the_race_leaves_no_parts(store: S3Store, tmp_path: 
 def test_an_object_is_fetched_once(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.put_new("a/b", b"content")
     first = store.local_path("a/b")
-    monkeypatch.setattr(store, "_download", lambda *_: pytest.fail("fetched again"))
+    monkeypatch.setattr(store, "_fetch", lambda *_: pytest.fail("fetched again"))
 
     assert store.local_path("a/b") == first
 
@@ -344,3 +388,71 @@ def test_a_copy_that_was_cut_short_does_not_appear(tmp_path: Path, monkeypatch: 
         cache.file("a", "v1", cut)
 
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("size_bytes", [10, 9 * MIB], ids=["one part", "several parts"])
+def test_a_file_that_was_put_is_kept_as_the_copy_where_asked(
+    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size_bytes: int
+) -> None:
+    path = big_file(tmp_path, size_bytes)
+    monkeypatch.setattr(store, "_fetch", lambda *_: pytest.fail("fetched"))
+
+    store.put_new_file("a/b", path, keep_copy=True)
+
+    assert store.local_path("a/b").samefile(path)
+
+
+def test_a_file_that_was_put_is_copied_to_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_paths: Path) -> None:
+        raise OSError(errno.EXDEV, "another file system")
+
+    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setattr(os, "link", link)
+    (tmp_path / "file").write_bytes(b"content")
+    cache = ObjectCache("s3://bucket", limit_bytes=250)
+
+    cache.adopt("a", "v1", tmp_path / "file")
+
+    assert cache.file("a", "v1", lambda _: pytest.fail("it is there")).read_bytes() == b"content"
+
+
+def test_a_copy_that_cannot_be_kept_fails_no_put(store: S3Store, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "scratch").write_text("a file where a folder should be")
+    path = big_file(tmp_path, 10)
+
+    store.put_new_file("a/b", path, keep_copy=True)
+
+    assert store.get("a/b") == path.read_bytes()
+    assert "copy_not_kept key=a/b" in caplog.text
+
+
+def test_a_copy_goes_with_its_object(store: S3Store, tmp_path: Path) -> None:
+    store.put_new_file("a/b", big_file(tmp_path, 10), keep_copy=True)
+    copy = store.local_path("a/b")
+
+    store.delete("a/b")
+
+    assert not copy.exists()
+    assert not store.drop_copy("a/b")
+
+
+def test_kept_copies_nobody_used_obey_the_limit_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path / "scratch"))
+    cache = ObjectCache("s3://bucket", limit_bytes=250)
+
+    for name in "abc":
+        (tmp_path / name).write_bytes(bytes(100))
+        cache.adopt(name, "v1", tmp_path / name)
+
+    assert [cache.drop(name) for name in "abc"] == [False, True, True]
+
+
+def test_of_copies_in_many_folders_the_last_by_name_stay_and_those_in_use(store: S3Store, tmp_path: Path) -> None:
+    for name in ("0000", "0001", "0002", "0003"):
+        store.put_new_file(f"all/{name}/file", big_file(tmp_path, 10), keep_copy=True)
+        (tmp_path / "big").unlink()
+    store.local_path("all/0001/file")  # somebody reads it
+
+    store.limit_copies("all", newest=1)
+
+    assert [store.drop_copy(f"all/{name}/file") for name in ("0000", "0001", "0002", "0003")] == [False, True, False, True]

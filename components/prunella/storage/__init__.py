@@ -9,13 +9,14 @@ from pathlib import Path
 
 from prunella.config import StorageConfig
 from prunella.errors import ConfigError
-from prunella.storage.arbitration import arbitrates, try_out
+from prunella.storage.arbitration import find_overwriting, try_out
 from prunella.storage.folder import FolderStore
 from prunella.storage.retrying import RetryingStore, Wait, WrappedStore
 from prunella.storage.s3 import SCHEME, S3Store
-from prunella.storage.store import Stamp, Store, check_key
+from prunella.storage.store import Content, Stamp, Store, check_key
 
 __all__ = [
+    "Content",
     "FolderStore",
     "RetryingStore",
     "S3Store",
@@ -84,8 +85,8 @@ def prove_root(root: str, *, is_sole_writer: bool = False) -> None:
     patient = RetryingStore(store, _OPENING)
     if is_sole_writer:
         try_out(patient)
-    elif not arbitrates(patient):
+    elif seen := find_overwriting(store, patient):
         raise ConfigError(
-            f"--root {store.root}: of several writers racing for one key more than one succeeded; this server does not honour "
-            "If-None-Match, so nothing would fence two commands off each other; if this is the only one, pass --sole-writer"
+            f"--root {store.root}: {seen}; this server does not honour If-None-Match, so nothing would fence two commands "
+            "off each other; if this is the only one, pass --sole-writer"
         )

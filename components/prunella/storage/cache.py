@@ -1,11 +1,14 @@
 """A bounded local copy of a bucket's objects, for what must be a file: token shards, tensors, sources.
 
 A copy belongs to one version of an object, so it never goes stale, also where a bucket was emptied and used again; it is only
-ever dropped, the longest unused first. Copies are not verified here: whoever reads proves the sha256, as everywhere.
+ever dropped, the longest unused first. A file that was just put may become the copy of what was put. Copies are not verified
+here: whoever reads proves the sha256, as everywhere.
 """
 
+import errno
 import hashlib
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Callable
@@ -34,12 +37,48 @@ class ObjectCache:
 
     def file(self, key: str, version: str, fetch: Callable[[Path], None]) -> Path:
         """The copy of an object as of a version; `fetch` writes it to the path it is given, if there is none yet."""
-        path = self._folder / hashlib.sha256(version.encode()).hexdigest()[:16] / key
+        path = self._path(key, version)
         try:
             os.utime(path)  # used now: the last to go
         except FileNotFoundError:
             self._add(path, fetch)
         return path
+
+    def adopt(self, key: str, version: str, path: Path) -> None:
+        """Take a file as the copy of an object as of a version: a second name for it where one file system holds both.
+
+        Nobody has used it yet, so the limit applies to it at once.
+        """
+        unused_since = time.time() - _IN_USE_S
+
+        def link(copy: Path) -> None:
+            try:
+                os.link(path, copy)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                shutil.copyfile(path, copy)
+            os.utime(copy, (unused_since, unused_since))
+
+        self._add(self._path(key, version), link)
+
+    def drop(self, key: str) -> bool:
+        """Forget every copy of an object; whether there was one."""
+        copies = list(self._folder.glob(f"*/{key}"))
+        for copy in copies:
+            copy.unlink(missing_ok=True)
+        return bool(copies)
+
+    def limit(self, prefix: str, *, newest: int) -> None:
+        """Of the folders under `prefix`, leave the copies in the `newest` last by name, and those in use."""
+        copies = list(self._folder.glob(f"*/{prefix}/*/*"))
+        names = sorted({copy.parent.name for copy in copies}, reverse=True)
+        for copy in copies:
+            if copy.parent.name in names[newest:] and not _is_in_use(_status(copy)):
+                copy.unlink(missing_ok=True)
+
+    def _path(self, key: str, version: str) -> Path:
+        return self._folder / hashlib.sha256(version.encode()).hexdigest()[:16] / key
 
     def _add(self, path: Path, fetch: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -55,10 +94,14 @@ class ObjectCache:
         copies = [(status, path) for path in self._folder.rglob("*") if (status := _status(path)) is not None]
         size_bytes = sum(status.st_size for status, _ in copies)
         for status, path in sorted(copies, key=lambda copy: copy[0].st_mtime_ns):
-            if size_bytes <= self._limit_bytes or time.time() - status.st_mtime < _IN_USE_S:
+            if size_bytes <= self._limit_bytes or _is_in_use(status):
                 return
             path.unlink(missing_ok=True)
             size_bytes -= status.st_size
+
+
+def _is_in_use(status: os.stat_result | None) -> bool:
+    return status is not None and time.time() - status.st_mtime < _IN_USE_S
 
 
 def _status(path: Path) -> os.stat_result | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from prunella.errors import KeyExists, KeyMissing, StorageFull, StorageUnavailable
-from prunella.storage.store import Stamp, check_key
+from prunella.storage.store import Content, Stamp, check_key, content_of
 
 _TEMPORARY = ".tmp"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -34,8 +34,9 @@ class FolderStore:
     def put_new(self, key: str, data: bytes) -> None:
         self._commit(key, lambda temporary: temporary.write_bytes(data))
 
-    def put_new_file(self, key: str, path: Path) -> None:
+    def put_new_file(self, key: str, path: Path, *, keep_copy: bool = False) -> Content:
         self._commit(key, lambda temporary: shutil.copyfile(path, temporary))
+        return content_of(path)
 
     def get(self, key: str) -> bytes:
         with self._translated(key):
@@ -64,6 +65,15 @@ class FolderStore:
         if not self.exists(key):
             raise KeyMissing(f"{self._root}: no object {key!r}")
         return path
+
+    def measure(self, key: str) -> Content:
+        return content_of(self.local_path(key))
+
+    def drop_copy(self, key: str) -> bool:
+        return False  # the objects are files themselves
+
+    def limit_copies(self, prefix: str, *, newest: int) -> None:
+        return
 
     def delete(self, key: str) -> None:
         with self._translated(key):

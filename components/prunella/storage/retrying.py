@@ -10,14 +10,14 @@ from typing import TypeVar
 
 from prunella.config import StorageConfig
 from prunella.errors import KeyExists, StorageUnavailable
-from prunella.storage.store import Stamp, Store
+from prunella.storage.store import Content, Stamp, Store, content_of
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
 class WrappedStore:
-    """A store around another. Every call passes through `_call`, with the key or prefix it is about."""
+    """A store around another. Every call to it passes through `_call`, with the key or prefix it is about."""
 
     def __init__(self, inner: Store) -> None:
         self._inner = inner
@@ -32,8 +32,8 @@ class WrappedStore:
     def put_new(self, key: str, data: bytes) -> None:
         self._call(key, lambda: self._inner.put_new(key, data))
 
-    def put_new_file(self, key: str, path: Path) -> None:
-        self._call(key, lambda: self._inner.put_new_file(key, path))
+    def put_new_file(self, key: str, path: Path, *, keep_copy: bool = False) -> Content:
+        return self._call(key, lambda: self._inner.put_new_file(key, path, keep_copy=keep_copy))
 
     def get(self, key: str) -> bytes:
         return self._call(key, lambda: self._inner.get(key))
@@ -52,6 +52,15 @@ class WrappedStore:
 
     def local_path(self, key: str) -> Path:
         return self._call(key, lambda: self._inner.local_path(key))
+
+    def measure(self, key: str) -> Content:
+        return self._call(key, lambda: self._inner.measure(key))
+
+    def drop_copy(self, key: str) -> bool:
+        return self._inner.drop_copy(key)  # no business of the network's
+
+    def limit_copies(self, prefix: str, *, newest: int) -> None:
+        self._inner.limit_copies(prefix, newest=newest)
 
     def delete(self, key: str) -> None:
         self._call(key, lambda: self._inner.delete(key))
@@ -80,11 +89,21 @@ class RetryingStore(WrappedStore):
         self._settings = settings
         self.waits: list[Wait] = []
 
+    def wait_out(self, key: str, call: Callable[[], T]) -> T:
+        """What `call` returns, for something that only the store inside can do."""
+        return self._call(key, call)
+
     def put_new(self, key: str, data: bytes) -> None:
         self._put(key, lambda: self._inner.put_new(key, data), lambda: self._inner.get(key) == data)
 
-    def put_new_file(self, key: str, path: Path) -> None:
-        self._put(key, lambda: self._inner.put_new_file(key, path), lambda: self._inner.get(key) == path.read_bytes())
+    def put_new_file(self, key: str, path: Path, *, keep_copy: bool = False) -> Content:
+        mine: list[Content] = []
+
+        def put() -> None:
+            mine.append(self._inner.put_new_file(key, path, keep_copy=keep_copy))
+
+        self._put(key, put, lambda: self._inner.get(key) == path.read_bytes())
+        return mine[0] if mine else content_of(path)
 
     def _put(self, key: str, put: Callable[[], None], is_mine: Callable[[], bool]) -> None:
         tries = 0

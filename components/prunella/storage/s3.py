@@ -7,19 +7,25 @@ missing. Whether the bucket honours `If-None-Match` is found out where an experi
 """
 
 import contextlib
+import hashlib
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from prunella.errors import ConfigError, KeyExists, KeyMissing, PrunellaError, StorageFull, StorageUnavailable
+from prunella.errors import ConfigError, KeyExists, KeyMissing, PrunellaError, StorageUnavailable
 from prunella.storage.cache import ObjectCache, cache_limit_bytes
-from prunella.storage.store import Stamp, check_key
+from prunella.storage.refusals import UploadLost, existing, translated
+from prunella.storage.store import Content, Stamp, check_key, content_of
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -31,29 +37,13 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 #: parts of 5 MiB to 5 GiB, 10,000 of them at most, so the size grows with the file.
 _PART_BYTES = 8 * 2**20
 _MAX_PARTS = 10_000
+#: What is read from a connection at once. Source: boto3's TransferConfig.io_chunksize, 2026-11.
+_PIECE_BYTES = 256 * 2**10
 #: Parts under way at once. Source: boto3's TransferConfig.max_concurrency, 2026-11.
 _CONCURRENCY = 10
 #: Seconds until a connection, or a silent one, counts as lost. Source: own choice 2026-11; healthy answers take milliseconds.
 _CONNECT_TIMEOUT_S = 5
 _READ_TIMEOUT_S = 30
-
-_MISSING = {"NoSuchKey", "404", "NotFound"}
-_EXISTS = {"PreconditionFailed", "412"}
-_LOST = {"NoSuchUpload", "InvalidPart", "InvalidPartOrder"}
-_FULL = {"QuotaExceeded", "EntityTooLarge", "InsufficientStorage", "507"}
-#: What waiting does not mend, and what does.
-_REFUSED = {
-    "NoSuchBucket": "there is no such bucket; make it, or correct --root",
-    "InvalidAccessKeyId": "the access key is unknown there; check AWS_ACCESS_KEY_ID or the profile",
-    "SignatureDoesNotMatch": "the secret key is wrong; check AWS_SECRET_ACCESS_KEY or the profile",
-    "ExpiredToken": "the session token has expired; sign in again",
-    "AccessDenied": "these credentials may not do that; grant them read and write on the bucket",
-    "403": "these credentials may not do that; grant them read and write on the bucket",
-    "PermanentRedirect": "the bucket is in another region; set AWS_REGION",
-    "301": "the bucket is in another region; set AWS_REGION",
-    "AuthorizationHeaderMalformed": "the region is wrong; set AWS_REGION to the bucket's",
-    "IllegalLocationConstraintException": "the region is wrong; set AWS_REGION to the bucket's",
-}
 
 
 @dataclass(slots=True)
@@ -64,8 +54,13 @@ class _Upload:
     done: dict[int, str] = field(default_factory=dict)
 
 
-class _UploadLost(StorageUnavailable):
-    """The server does not know the upload, or a part that it once accepted: only a new upload helps."""
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A download that was cut: of which version, where what arrived lies, and at which bytes its parts begin."""
+
+    version: str
+    path: Path
+    done: set[int]
 
 
 class S3Store:
@@ -81,6 +76,7 @@ class S3Store:
         self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
         self._client = _client()
         self._uploads: dict[str, _Upload] = {}
+        self._cuts: dict[str, _Cut] = {}
         self._cache = ObjectCache(self._root, limit_bytes=cache_limit_bytes())
 
     @property
@@ -90,68 +86,121 @@ class S3Store:
     # -------------------------------------------------------------------------------- writing
 
     def put_new(self, key: str, data: bytes) -> None:
-        self._prove(key, self._call(key, "put_object", Body=data, IfNoneMatch="*"))
+        self._put_whole(key, data)
 
-    def put_new_file(self, key: str, path: Path) -> None:
-        size_bytes = path.stat().st_size
+    def put_new_file(self, key: str, path: Path, *, keep_copy: bool = False) -> Content:
+        size_bytes, sha256 = path.stat().st_size, hashlib.sha256()
         if size_bytes <= _PART_BYTES:
-            self.put_new(key, path.read_bytes())
+            data = path.read_bytes()
+            sha256.update(data)
+            version = self._put_whole(key, data)
         else:
-            self._put_in_parts(key, path, size_bytes)
+            version = self._put_in_parts(key, path, size_bytes, sha256)
+        if keep_copy:
+            self._keep(key, version, path)
+        return Content(size_bytes=size_bytes, sha256=sha256.hexdigest())
 
-    def _put_in_parts(self, key: str, path: Path, size_bytes: int) -> None:
-        """Send the parts that are not there yet, then commit them as one object, if there is none by then.
+    def _keep(self, key: str, version: str, path: Path) -> None:
+        """Spare this machine a download. What was put is put, so a scratch disk that has no room fails nothing."""
+        try:
+            self._cache.adopt(key, version, path)
+        except OSError as error:
+            logger.warning("copy_not_kept key=%s error=%s", key, error)
+
+    def _put_whole(self, key: str, data: bytes) -> str:
+        """Write one object; returns its version."""
+        return self._prove(key, self._call(key, "put_object", Body=data, IfNoneMatch="*")["ETag"])
+
+    def _put_in_parts(self, key: str, path: Path, size_bytes: int, sha256: "Hash") -> str:
+        """Send the parts that are not there yet, then commit them as one object, if there is none by then; returns its version.
 
         The upload outlives a cut: the next try goes on from here. It does not outlive any other failure.
         """
         if self.exists(key):
             self._uploads.pop(key, None)
-            raise self._existing(key)
-        upload = self._uploads.get(key) or _Upload(upload_id=self._call(key, "create_multipart_upload")["UploadId"])
+            raise existing(self._root, key)
+        upload = self._uploads.get(key) or self._begin(key)
         self._uploads[key] = upload
         try:
-            parts = self._send_parts(key, upload, path, size_bytes)
-            commit = {"UploadId": upload.upload_id, "MultipartUpload": {"Parts": parts}, "IfNoneMatch": "*"}
-            answer = self._call(key, "complete_multipart_upload", **commit)
+            self._send_parts(key, upload, path, size_bytes, sha256)
+            etag = self._commit(key, upload)
         except PrunellaError as error:
-            if isinstance(error, _UploadLost) or not isinstance(error, StorageUnavailable):
+            if isinstance(error, UploadLost) or not isinstance(error, StorageUnavailable):
                 self._abort(key, upload)
             raise
         del self._uploads[key]
-        self._prove(key, answer)
+        return self._prove(key, etag)
 
-    def _send_parts(self, key: str, upload: _Upload, path: Path, size_bytes: int) -> list[dict[str, Any]]:
+    def _send_parts(self, key: str, upload: _Upload, path: Path, size_bytes: int, sha256: "Hash") -> None:
+        """Send the parts that are not there yet, while `sha256` is given the whole file."""
         part_bytes = max(_PART_BYTES, -(-size_bytes // _MAX_PARTS))
-        numbers = range(1, -(-size_bytes // part_bytes) + 1)
+        own = threading.local()
 
         def send(number: int) -> None:
-            with path.open("rb") as file:
-                file.seek((number - 1) * part_bytes)
-                body = file.read(part_bytes)
-            answer = self._call(key, "upload_part", UploadId=upload.upload_id, PartNumber=number, Body=body)
-            upload.done[number] = answer["ETag"]
+            if number in upload.done:
+                return
+            if not hasattr(own, "buffer"):
+                own.buffer = bytearray(part_bytes)  # used again for every part: new memory costs more than what is done with it
+            count = os.preadv(descriptor, [own.buffer], (number - 1) * part_bytes)
+            self._send_part(key, upload, number, own.buffer if count == part_bytes else own.buffer[:count])
 
-        _in_parallel(send, [number for number in numbers if number not in upload.done])
-        return [{"PartNumber": number, "ETag": upload.done[number]} for number in numbers]
+        with path.open("rb", buffering=0) as file:
+            descriptor = file.fileno()
+            for number in _in_parallel(send, range(1, -(-size_bytes // part_bytes) + 1)):
+                _hash(sha256, descriptor, (number - 1) * part_bytes, part_bytes)
+
+    def _begin(self, key: str) -> _Upload:
+        return _Upload(upload_id=self._call(key, "create_multipart_upload")["UploadId"])
+
+    def _send_part(self, key: str, upload: _Upload, number: int, body: bytes | bytearray) -> None:
+        answer = self._call(key, "upload_part", UploadId=upload.upload_id, PartNumber=number, Body=body)
+        upload.done[number] = answer["ETag"]
+
+    def _commit(self, key: str, upload: _Upload) -> str:
+        """Make the parts one object, if there is none; returns its ETag."""
+        etags = [etag for _, etag in sorted(upload.done.items())]
+        parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, start=1)]
+        arguments = {"UploadId": upload.upload_id, "MultipartUpload": {"Parts": parts}, "IfNoneMatch": "*"}
+        answer = self._call(key, "complete_multipart_upload", **arguments)
+        return answer.get("ETag") or _etag_of_parts(etags)
 
     def _abort(self, key: str, upload: _Upload) -> None:
         self._uploads.pop(key, None)
         with contextlib.suppress(PrunellaError):  # the bucket's own rule for unfinished uploads clears it
             self._call(key, "abort_multipart_upload", UploadId=upload.upload_id)
 
-    def _prove(self, key: str, answer: dict[str, Any]) -> None:
-        """Look whether what is there now is what the server said it took: proxies have said so and kept nothing."""
+    def keeps_what_is_there(self, key: str) -> bool:
+        """Whether the commit of an upload in parts is refused where an object is, as `put_new` is. Leaves nothing behind."""
         try:
-            found = self._call(key, "head_object").get("ETag")
+            self.put_new(key, b"first")
+            upload = self._begin(key)
+            self._send_part(key, upload, 1, b"second")
+            try:
+                self._commit(key, upload)
+            except KeyExists:
+                self._abort(key, upload)
+                return True
+            return False
+        finally:
+            self.delete(key)
+
+    def _prove(self, key: str, etag: str) -> str:
+        """Look whether what is there now is what the server said it took: proxies have said so and kept nothing.
+
+        Returns its version.
+        """
+        try:
+            found = self._call(key, "head_object")
         except KeyMissing as error:
             raise StorageUnavailable(f"{self._root}: object {key!r} was accepted and is not there") from error
-        if found != answer.get("ETag"):
+        if found["ETag"] != etag:
             raise StorageUnavailable(f"{self._root}: object {key!r} was accepted, and another is there")
+        return _version(found)
 
     # -------------------------------------------------------------------------------- reading
 
     def get(self, key: str) -> bytes:
-        with self._translated(key):
+        with translated(self._root, key):
             answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
             content: bytes = answer["Body"].read()
             return content
@@ -173,7 +222,7 @@ class S3Store:
     def list(self, prefix: str) -> list[str]:
         under = f"{self._key(prefix)}/"
         names: set[str] = set()
-        with self._translated(prefix):
+        with translated(self._root, prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=under, Delimiter="/")
             for page in pages:
                 names |= {entry["Key"].removeprefix(under) for entry in page.get("Contents", [])}
@@ -182,33 +231,72 @@ class S3Store:
 
     def local_path(self, key: str) -> Path:
         found = self._call(key, "head_object")
-        version = f"{found['ETag']} {found['LastModified']}"
-        return self._cache.file(key, version, lambda path: self._download(key, path, int(found["ContentLength"])))
+        return self._cache.file(key, _version(found), lambda path: self._fetch(key, path, found, None))
 
-    def _download(self, key: str, path: Path, size_bytes: int) -> None:
-        """Write the object to `path`, its ranges in parallel."""
+    def measure(self, key: str) -> Content:
+        found, sha256, is_fetched = self._call(key, "head_object"), hashlib.sha256(), False
 
-        def receive(start: int) -> None:
-            end = min(start + _PART_BYTES, size_bytes) - 1
-            with self._translated(key):
-                answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key), Range=f"bytes={start}-{end}")
-                content = answer["Body"].read()
-            with path.open("r+b") as file:
-                file.seek(start)
-                file.write(content)
+        def fetch(path: Path) -> None:
+            nonlocal is_fetched
+            self._fetch(key, path, found, sha256)
+            is_fetched = True
 
-        with path.open("wb") as file:
-            file.truncate(size_bytes)
-        _in_parallel(receive, list(range(0, size_bytes, _PART_BYTES)))
+        path = self._cache.file(key, _version(found), fetch)
+        return Content(size_bytes=path.stat().st_size, sha256=sha256.hexdigest()) if is_fetched else content_of(path)
+
+    def drop_copy(self, key: str) -> bool:
+        return self._cache.drop(check_key(key))
+
+    def limit_copies(self, prefix: str, *, newest: int) -> None:
+        self._cache.limit(check_key(prefix), newest=newest)
+
+    def _fetch(self, key: str, path: Path, found: dict[str, Any], sha256: "Hash | None") -> None:
+        """Write an object to `path`. What arrived before a cut is not asked for again by the next try."""
+        version, done = _version(found), set[int]()
+        cut = self._cuts.pop(key, None)
+        if cut is not None and cut.path.exists():
+            os.replace(cut.path, path)
+            done = cut.done if cut.version == version else done
+        try:
+            self._download(key, path, int(found["ContentLength"]), done, sha256)
+        except StorageUnavailable:
+            self._cuts[key] = _Cut(version, path.with_name(f"{path.name}.cut"), done)
+            os.replace(path, self._cuts[key].path)
+            raise
+
+    def _download(self, key: str, path: Path, size_bytes: int, done: set[int], sha256: "Hash | None") -> None:
+        """Write the parts that are not `done`, in parallel, while `sha256`, if there is one, is given what was written."""
+
+        def receive(first: int) -> None:
+            if first in done:
+                return
+            start = first
+            for piece in self._pieces(key, first, min(first + _PART_BYTES, size_bytes) - 1):
+                start += os.pwrite(descriptor, piece, start)
+            done.add(first)
+
+        with path.open("r+b" if done else "w+b", buffering=0) as file:
+            descriptor = file.fileno()
+            for start in _in_parallel(receive, range(0, size_bytes, _PART_BYTES)):
+                if sha256 is not None:
+                    _hash(sha256, descriptor, start, _PART_BYTES)
+
+    def _pieces(self, key: str, first: int, last: int) -> Iterator[bytes]:
+        """A range of an object, piece by piece."""
+        with translated(self._root, key):
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key), Range=f"bytes={first}-{last}")
+            while piece := answer["Body"].read(_PIECE_BYTES):
+                yield piece
 
     # -------------------------------------------------------------------------------- removing
 
     def delete(self, key: str) -> None:
         self._call(key, "delete_object")
+        self._cache.drop(key)
 
     def set_aside(self, key: str) -> str:
         target = f"set-aside/{key}.{time.time_ns()}"
-        with self._translated(key):
+        with translated(self._root, key):
             source = {"Bucket": self._bucket, "Key": self._key(key)}
             self._client.copy(source, self._bucket, self._key(target))
         self.delete(key)
@@ -219,40 +307,10 @@ class S3Store:
     def _key(self, key: str) -> str:
         return self._prefix + check_key(key)
 
-    def _existing(self, key: str) -> KeyExists:
-        return KeyExists(f"{self._root}: object {key!r} exists already and is immutable")
-
     def _call(self, key: str, operation: str, **arguments: Any) -> dict[str, Any]:
-        with self._translated(key):
+        with translated(self._root, key):
             answer: dict[str, Any] = getattr(self._client, operation)(Bucket=self._bucket, Key=self._key(key), **arguments)
             return answer
-
-    @contextlib.contextmanager
-    def _translated(self, key: str) -> Iterator[None]:
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
-        from urllib3.exceptions import HTTPError
-
-        try:
-            yield
-        except ClientError as error:
-            raise self._meaning(key, str(error.response.get("Error", {}).get("Code", ""))) from error
-        except (NoCredentialsError, PartialCredentialsError) as error:
-            raise ConfigError(f"--root {self._root}: no credentials; set AWS_ACCESS_KEY_ID or a profile") from error
-        except (BotoCoreError, HTTPError, OSError) as error:
-            raise StorageUnavailable(f"{self._root}: object {key!r} is out of reach ({type(error).__name__})") from error
-
-    def _meaning(self, key: str, code: str) -> PrunellaError:
-        if code in _EXISTS:
-            return self._existing(key)
-        if code in _MISSING:
-            return KeyMissing(f"{self._root}: no object {key!r}")
-        if code in _LOST:
-            return _UploadLost(f"{self._root}: the upload of object {key!r} was lost ({code})")
-        if code in _FULL:
-            return StorageFull(f"{self._root}: no room for object {key!r} ({code}); free space and run again")
-        if code in _REFUSED:
-            return ConfigError(f"--root {self._root}: {_REFUSED[code]} ({code})")
-        return StorageUnavailable(f"{self._root}: object {key!r} is out of reach ({code})")
 
 
 def _client() -> Any:
@@ -273,8 +331,33 @@ def _client() -> Any:
     return boto3.session.Session().client("s3", config=settings)
 
 
-def _in_parallel(work: Callable[[int], None], numbers: "list[int]") -> None:
-    """Do them all; raise the first failure after those under way have ended, without starting the others."""
+def _version(head: dict[str, Any]) -> str:
+    """What tells an object from one that was there before, or comes after."""
+    return f"{head['ETag']} {head['LastModified']}"
+
+
+def _etag_of_parts(etags: "list[str]") -> str:
+    """What S3 calls an object made of parts: the MD5 of their MD5s, and their number.
+
+    radosgw 16.2 does not say it in its answer to the commit (found 2026-11), only when the object is asked for.
+    """
+    digests = b"".join(bytes.fromhex(etag.strip('"')) for etag in etags)
+    return f'"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(etags)}"'
+
+
+def _in_parallel(work: Callable[[int], None], numbers: range) -> Iterator[int]:
+    """Do them all; yields each, in order, once it is done.
+
+    Raises the first failure after those under way have ended, without starting the others.
+    """
     with ThreadPoolExecutor(_CONCURRENCY, thread_name_prefix="s3") as pool:
-        for _ in pool.map(work, numbers):
-            pass
+        for number, _ in zip(numbers, pool.map(work, numbers), strict=True):
+            yield number
+
+
+def _hash(sha256: "Hash", descriptor: int, start: int, size_bytes: int) -> None:
+    """Give a hash what a file holds from `start` on."""
+    end = start + size_bytes
+    while start < end and (piece := os.pread(descriptor, min(_PIECE_BYTES, end - start), start)):
+        sha256.update(piece)
+        start += len(piece)

@@ -1,5 +1,6 @@
 """What Prunella asks of an object store, and what a key may look like. Content is bytes; nothing here interprets it."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,14 @@ class Stamp:
     grain_ns: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Content:
+    """What an object holds, as far as it takes to know it again."""
+
+    size_bytes: int
+    sha256: str
+
+
 class Store(Protocol):
     """What Prunella asks of an object store. Keys are `a/b/c`; content is bytes."""
 
@@ -28,8 +37,13 @@ class Store(Protocol):
     def put_new(self, key: str, data: bytes) -> None:
         """Write once. Raises KeyExists, StorageUnavailable, StorageFull."""
 
-    def put_new_file(self, key: str, path: Path) -> None:
-        """Write the content of a local file once. Raises as `put_new`."""
+    def put_new_file(self, key: str, path: Path, *, keep_copy: bool = False) -> Content:
+        """Write the content of a local file once; returns what that is, hashed meanwhile. Raises as `put_new`.
+
+        Args:
+            keep_copy: the file is not changed any more, only removed: where `local_path` would fetch the object, the store
+                may keep the file as its copy.
+        """
 
     def get(self, key: str) -> bytes:
         """Raises KeyMissing, StorageUnavailable."""
@@ -49,6 +63,15 @@ class Store(Protocol):
     def local_path(self, key: str) -> Path:
         """A local file that holds the object, to map into memory. Not verified. Raises KeyMissing."""
 
+    def measure(self, key: str) -> Content:
+        """What is in the file that `local_path` gives, hashed while it is fetched. Raises KeyMissing."""
+
+    def drop_copy(self, key: str) -> bool:
+        """Forget the fetched or kept copy of an object; whether there was one, so that another look may find something else."""
+
+    def limit_copies(self, prefix: str, *, newest: int) -> None:
+        """Of the copies of objects in folders under `prefix`, leave those in the `newest` last by name, and those in use."""
+
     def delete(self, key: str) -> None:
         """Remove an object that retention released; absent is fine."""
 
@@ -65,3 +88,9 @@ def check_key(key: str) -> str:
     if not _KEY.fullmatch(key):
         raise ConfigError(f"object key {key!r}: expected parts of letters, digits, '.', '_', '=' and '-' joined by '/'")
     return key
+
+
+def content_of(path: Path) -> Content:
+    """What a local file holds."""
+    with path.open("rb") as file:
+        return Content(size_bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
