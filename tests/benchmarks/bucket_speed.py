@@ -39,7 +39,7 @@ CONFIGS = {
     for chunk_mib in (8, 32)
 }
 #: Between two ways: what the one before left to do (clearing away its object) is not the next one's.
-PAUSE_S = 2.0
+PAUSE_S = 1.0
 
 
 def main() -> None:
