@@ -6,6 +6,7 @@ The environment is set when this file is imported, before torch, Airflow or MLfl
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -57,6 +58,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help=f"a test skipped with a reason that starts with {_MISSING_SYSTEM!r} fails",
     )
+
+
+def pytest_configure() -> None:
+    """Ctrl-C means what it means on a terminal: a shell that starts the tests in the background has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
