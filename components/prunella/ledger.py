@@ -7,7 +7,7 @@ absence is reported as `None` for the caller to judge.
     experiments/<name>/experiment.json  dataset.json  directives/0000.json  faults/<kind>-<hash>.json
     experiments/<name>/segments/0000/runs/00.json  closed/00.json
     experiments/<name>/segments/0000/attempts/00/opened.json  resume.json  decision.json
-    experiments/<name>/segments/0000/attempts/00/requests/<stage>.json  records/<stage>.json
+    experiments/<name>/segments/0000/attempts/00/requests/<stage>.json  records/<stage>.json  records/<stage>.launched-0.json
     experiments/<name>/segments/0000/attempts/00/metrics/000001-000010.jsonl
     experiments/<name>/checkpoints/0000-00-0000/<files>  manifest.json  verdict.json  promoted.json  revoked.json  pruned.json
     fleet/nodes/<name>/0000.json
@@ -49,6 +49,8 @@ from prunella.storage import RetryingStore, Store, open_patiently, open_store
 R = TypeVar("R", bound=Record)
 S = TypeVar("S", bound=StageRecord)
 
+#: In the keys that say that a stage was started, beside what it answers.
+LAUNCHED = ".launched-"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
@@ -194,7 +196,7 @@ class Ledger:
 
     def launched_key(self, output: str, start: int) -> str:
         """Where it is recorded that a stage, whose record is to be written at `output`, was started, from 0."""
-        return f"{output.removesuffix('.json')}.launched-{start}.json"
+        return f"{output.removesuffix('.json')}{LAUNCHED}{start}.json"
 
     def vanishings(self, output: str) -> list[FailedRecord]:
         """Starts of a stage that ended without a record, oldest first."""

@@ -12,7 +12,7 @@ from typing import TypeVar
 from prunella import codec
 from prunella.config import Config
 from prunella.errors import ConfigError
-from prunella.ledger import Ledger
+from prunella.ledger import LAUNCHED, Ledger
 from prunella.records import (
     AttemptOpened,
     CheckpointManifest,
@@ -241,7 +241,7 @@ def _read_one(ledger: Ledger, opened: AttemptOpened, kind: type[S], name: str) -
 def _read_many(ledger: Ledger, opened: AttemptOpened, kind: type[S], name: str) -> tuple[S | FailedRecord, ...]:
     """Records `<name>.json` and `<name>-<subject>.json`, sorted by subject."""
     files = ledger.store.list(f"{ledger.attempt_prefix(opened.segment, opened.attempt)}/records")
-    stems = [file.removesuffix(".json") for file in files]
+    stems = [file.removesuffix(".json") for file in files if LAUNCHED not in file]
     found = (_read_one(ledger, opened, kind, stem) for stem in stems if stem.partition("-")[0] == name)
     return tuple(record for record in found if record is not None)
 

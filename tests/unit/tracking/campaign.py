@@ -42,6 +42,7 @@ from prunella.records import (
     SegmentOpened,
     Span,
     Stage,
+    StageLaunched,
     StepRecord,
     StopReason,
     TaskScore,
@@ -187,7 +188,11 @@ class Campaign:
                 health=check.health,
                 checks=(check,),
             )
-            self.ledger.put(self.ledger.record_key(segment, attempt, f"gate_node-{node.name}"), record)
+            output = self.ledger.record_key(segment, attempt, f"gate_node-{node.name}")
+            self.ledger.put(
+                self.ledger.launched_key(output, 0), StageLaunched(stage=Stage.GATE_NODE, host="here", at_ns=start_ns)
+            )
+            self.ledger.put(output, record)
         admitted = tuple(node for node in NODES if node.name != bad_node)[:2]
         start_ns, end_ns = self.pass_ms(150)
         fabric = GateFabricRecord(
