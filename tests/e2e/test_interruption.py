@@ -17,6 +17,7 @@ PATIENCE_S = 400.0
 FIRST_CANDIDATE = "experiments/experiment/checkpoints/0000-00-0000/manifest.json"
 
 
+@pytest.mark.slow
 def test_command_killed_in_training_goes_on_with_the_unbroken_digest(campaign: Campaign, unbroken: Campaign) -> None:
     command = campaign.start()
     wait_for(campaign.root / FIRST_CANDIDATE, command)
