@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import boto3
 from moto.server import ThreadedMotoServer
@@ -59,3 +60,10 @@ def set_in_environment(values: dict[str, str]) -> Iterator[None]:
     finally:
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def big_file(folder: Path, size_bytes: int) -> Path:
+    """A file of bytes that nobody has seen before."""
+    path = folder / "big"
+    path.write_bytes(os.urandom(size_bytes))
+    return path

@@ -1,6 +1,5 @@
 """A bucket of a real Ceph: the promises of the store hold where signatures, quotas and regions are enforced."""
 
-import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from buckets import Bucket, set_in_environment
+from buckets import Bucket, big_file, set_in_environment
 from fault_proxy import Schedule, fault_proxy
 from prunella.config import StorageConfig
 from prunella.errors import ConfigError, KeyExists, KeyMissing, StorageFull
@@ -39,12 +38,6 @@ def store(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3
     """A store under a prefix of its own."""
     monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path / "scratch"))
     return S3Store(f"{bucket.root}/{tmp_path.name}")
-
-
-def big_file(folder: Path, size_bytes: int) -> Path:
-    path = folder / "big"
-    path.write_bytes(os.urandom(size_bytes))
-    return path
 
 
 # ------------------------------------------------------------------------------------------------ promises

@@ -1,11 +1,8 @@
 """A machine does not download what it has just uploaded, keeps little of it, and believes none of it."""
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,19 +14,7 @@ from prunella.checkpoint_validation.stage import run as validate
 from prunella.faults import flip_byte
 from prunella.ledger import Ledger
 from prunella.records import CheckpointRef, Stage, ValidateRequest, ValidationRecord, Verdict
-
-
-def _load_builders() -> ModuleType:
-    path = Path(__file__).with_name("checkpoint_job.py")
-    spec = importlib.util.spec_from_file_location("checkpoint_job", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["checkpoint_job"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = _load_builders()
+from unit import checkpoint_job as tiny
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,8 @@
 
 import dataclasses
 import hashlib
-import importlib.util
 import pickle
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,19 +18,7 @@ from prunella.faults import FaultSwitch, flip_byte
 from prunella.ledger import Ledger
 from prunella.records import CheckpointManifest, CheckpointRef, FileEntry, Stage, ValidateRequest, Verdict, to_bytes
 from prunella.storage import Content, FolderStore
-
-
-def _load_builders() -> ModuleType:
-    path = Path(__file__).with_name("checkpoint_job.py")
-    spec = importlib.util.spec_from_file_location("checkpoint_job", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["checkpoint_job"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = _load_builders()
+from unit import checkpoint_job as tiny
 
 
 @dataclasses.dataclass(frozen=True)

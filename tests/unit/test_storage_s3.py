@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
-from buckets import Bucket, moto_bucket, set_in_environment
+from buckets import Bucket, big_file, moto_bucket, set_in_environment
 from prunella.config import StorageConfig
 from prunella.errors import ConfigError, KeyExists, KeyMissing, PrunellaError, StorageFull, StorageUnavailable
 from prunella.storage import Content, RetryingStore, S3Store, open_store, prove_root, s3
@@ -34,12 +34,6 @@ def store(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3
     """A store under a prefix of its own."""
     monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path / "scratch"))
     return S3Store(f"{bucket.root}/{tmp_path.name}")
-
-
-def big_file(folder: Path, size_bytes: int) -> Path:
-    path = folder / "big"
-    path.write_bytes(os.urandom(size_bytes))
-    return path
 
 
 # ------------------------------------------------------------------------------------------------ promises

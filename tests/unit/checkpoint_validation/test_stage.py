@@ -1,11 +1,8 @@
 """Only a candidate that is whole, finite, new and computes what it computed when saved is verified."""
 
 import dataclasses
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,19 +16,7 @@ from prunella.errors import Cause, ConfigError, DataCorrupt
 from prunella.faults import flip_byte
 from prunella.ledger import Ledger
 from prunella.records import CheckpointRef, Part, Stage, ValidateRequest, ValidationRecord, Verdict
-
-
-def _load_builders() -> ModuleType:
-    path = Path(__file__).parents[1] / "checkpoint_job.py"
-    spec = importlib.util.spec_from_file_location("checkpoint_job", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["checkpoint_job"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = _load_builders()
+from unit import checkpoint_job as tiny
 
 
 @pytest.fixture
