@@ -6,6 +6,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,6 +133,7 @@ def live_until(api: live.AirflowApi, run_id: str, ledger: Ledger) -> None:
     """Until the experiment is opened, which Airflow may refuse to."""
     while not ledger.store.exists(ledger.experiment_key):
         assert api.run_states(DAG_ID)[run_id] in ("queued", "running"), api.task_states(DAG_ID, run_id)
+        time.sleep(1.0)
 
 
 def closes(ledger: Ledger) -> list[tuple[object, ...]]:
