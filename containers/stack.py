@@ -135,8 +135,8 @@ def _wait_until_ready(file: Path) -> str:
         root=values["PRUNELLA_ROOT"] or "",
         airflow_port=int(values["PRUNELLA_AIRFLOW_PORT"] or 0),
         mlflow_port=None,
+        mlflow_server=values.get("MLFLOW_TRACKING_URI"),
     )
-    os.environ["MLFLOW_TRACKING_URI"] = values.get("MLFLOW_TRACKING_URI") or ""
     try:
         _wait_for_password(settings)
         api = live.AirflowApi(settings.airflow_url, live.USER, live.password(settings))

@@ -18,6 +18,8 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, Param, task
 
+from prunella.launch import door
+
 with DAG(
     dag_id="sweep_fleet",
     description="Gates idle and cordoned nodes",
@@ -52,7 +54,7 @@ with DAG(
 
     gates = gate_node.expand(request=choose_nodes())
 
-    if os.environ.get("PRUNELLA_LAUNCH") == "kubernetes":
+    if door.launcher() == door.KUBERNETES:
 
         @task(trigger_rule="all_done", retries=2, retry_delay=timedelta(seconds=5))
         def show_nodes(params=None):

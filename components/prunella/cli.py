@@ -119,7 +119,7 @@ def up(
     _end_like_ctrl_c_on_sigterm()
     settings = live.settings_for(
         folder.absolute(),
-        with_mlflow=not os.environ.get("MLFLOW_TRACKING_URI"),
+        with_mlflow=True,
         root=absolute(root) if root else None,
         airflow_port=port,
     )

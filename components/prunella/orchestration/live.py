@@ -44,6 +44,7 @@ class LiveSettings:
     Args:
         root: where the ledger lies: a folder, or a bucket.
         mlflow_port: None runs no MLflow server.
+        mlflow_server: address of a tracking server that is there already.
         database: address of Airflow's database, as SQLAlchemy writes it; None is a SQLite file in the folder.
         schedulers: how many share the work. SQLite allows one.
         python: the interpreter of Airflow's programs. It needs no torch: stages run under PRUNELLA_PYTHON.
@@ -53,6 +54,7 @@ class LiveSettings:
     root: str
     airflow_port: int
     mlflow_port: int | None
+    mlflow_server: str | None = None
     database: str | None = None
     schedulers: int = 1
     python: str = sys.executable
@@ -63,11 +65,10 @@ class LiveSettings:
 
     @property
     def mlflow_url(self) -> str | None:
-        """MLflow's pages: those of ours, or of the server that everybody is told of."""
+        """MLflow's pages: those of ours, or of the server that is there already."""
         if self.mlflow_port:
             return f"http://{HOST}:{self.mlflow_port}"
-        elsewhere = os.environ.get("MLFLOW_TRACKING_URI", "")
-        return elsewhere if elsewhere.startswith("http") else None
+        return self.mlflow_server if self.mlflow_server and self.mlflow_server.startswith("http") else None
 
     @property
     def home(self) -> Path:
@@ -79,17 +80,20 @@ class LiveSettings:
 
 
 def settings_for(folder: Path, *, with_mlflow: bool, root: str | None = None, airflow_port: int | None = None) -> LiveSettings:
-    """Settings on ports that are free now.
+    """Settings on ports that are free now, with the tracking server and the database that the environment names.
 
     Args:
+        with_mlflow: run MLflow's pages too, unless there is a tracking server already.
         root: where the ledger lies; in the folder by default.
         airflow_port: where the pages listen, if that matters.
     """
+    mlflow_server = os.environ.get("MLFLOW_TRACKING_URI") or None
     return LiveSettings(
         folder=folder,
         root=root or str(folder / "root"),
         airflow_port=airflow_port or free_port(),
-        mlflow_port=free_port() if with_mlflow else None,
+        mlflow_port=free_port() if with_mlflow and not mlflow_server else None,
+        mlflow_server=mlflow_server,
         database=os.environ.get("PRUNELLA_DATABASE") or None,
     )
 

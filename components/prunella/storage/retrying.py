@@ -102,7 +102,7 @@ class RetryingStore(WrappedStore):
         def put() -> None:
             mine.append(self._inner.put_new_file(key, path, keep_copy=keep_copy))
 
-        self._put(key, put, lambda: self._inner.get(key) == path.read_bytes())
+        self._put(key, put, lambda: self._inner.measure(key) == content_of(path))
         return mine[0] if mine else content_of(path)
 
     def _put(self, key: str, put: Callable[[], None], is_mine: Callable[[], bool]) -> None:
