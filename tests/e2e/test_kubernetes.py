@@ -1,9 +1,14 @@
-"""Every stage is a pod or a TrainJob, for all that Airflow knows; a stand-in for the cluster runs them. No cluster was used."""
+"""Every stage is a pod or a TrainJob, for all that Airflow knows; a stand-in for the cluster runs them. No cluster was used.
+
+The fleet is the usual one, two nodes and a spare, so that each TrainJob has a pod a node, and the ranks meet across pods.
+"""
 
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -13,8 +18,6 @@ from e2e.kubelet import Kubelet
 from orchestrator.api_double import serving
 
 PROGRAM = Path(__file__).resolve().parents[2] / ".venv-orchestrator" / "bin" / "prunella"
-#: As many ranks as the unbroken experiment has, on one node: more than one pod cannot train yet.
-FLEET = "nodes:\n  - {name: node-0, role: active, devices: 2}\n"
 
 
 @pytest.fixture
@@ -30,7 +33,6 @@ def campaign(cluster: Kubelet, tmp_path: Path) -> Campaign:
     """An experiment on that cluster, whose root is a volume of it."""
     folder = tmp_path / "campaign"
     (tmp_path / "cluster.toml").write_text(f'claim = "prunella-root"\nclaim_path = "{folder / "root"}"\n')
-    (tmp_path / "fleet.yaml").write_text(FLEET)
     environment = {
         "PRUNELLA_LAUNCH": "kubernetes",
         "PRUNELLA_CLUSTER": str(tmp_path / "cluster.toml"),
@@ -40,27 +42,41 @@ def campaign(cluster: Kubelet, tmp_path: Path) -> Campaign:
     return Campaign(folder, environment=environment, airflow=PROGRAM)
 
 
+@dataclass
+class DeadNode:
+    """Kills the pod that lends its node to the training of a segment, as soon as a rank runs there."""
+
+    cluster: Kubelet
+    segment: int
+    killed: list[str] = field(default_factory=list)
+
+    def __call__(self, name: str) -> None:
+        guest = f"{name}-1"
+        has_ranks = any((self.cluster.folder / guest).rglob("rank-*.heartbeat.json"))
+        if f"-train-s{self.segment:04d}-" in name and has_ranks and not self.killed:
+            self.killed.append(guest)
+            os.killpg(self.cluster.processes[name][1].pid, signal.SIGKILL)
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not PROGRAM.exists(), reason="make orchestrator: Airflow's own environment is not there")
-def test_a_killed_rank_in_a_train_job_is_healed_by_another_with_the_unbroken_digest(
+def test_a_rank_and_a_whole_pod_are_lost_and_healed_by_other_train_jobs_with_the_unbroken_digest(
     campaign: Campaign, cluster: Kubelet, tmp_path: Path, unbroken: Campaign
 ) -> None:
-    options = ("--nodes", "1", "--fleet", str(tmp_path / "fleet.yaml"), "--fault", "kill:rank=1,step=5")
+    cluster.on_look = dead_node = DeadNode(cluster, segment=1)
 
-    done = campaign.run(*options)
+    done = campaign.run("--fault", "kill:rank=0,step=5", timeout_s=840.0)  # rank 0 is in the second pod, the stage in the first
 
     (tmp_path / "command.log").write_text(done.stdout + done.stderr)
-    assert causes(assert_complete(done, campaign)) == [("process_crash", "retry_same_nodes")]
+    assert causes(assert_complete(done, campaign)) == [("process_crash", "retry_same_nodes")] * 2
+    assert len(dead_node.killed) == 1
     assert cluster.refused == []
-    stages = [pod["metadata"]["labels"]["prunella.stage"] for pod in cluster.pods.values()]
-    assert {stage: stages.count(stage) for stage in stages} == {
-        "data_prep": 2,
-        "gate_node": 3,
-        "checkpoint_validation": 3,
-        "evaluation": 2,
-    }
     jobs = [job["metadata"]["labels"]["prunella.stage"] for job in cluster.jobs.values()]
-    assert sorted(jobs) == ["gate_fabric"] * 3 + ["training_segment"] * 3
+    assert sorted(jobs) == ["gate_fabric"] * 4 + ["training_segment"] * 4
+    assert {job["spec"]["trainer"]["numNodes"] for job in cluster.jobs.values()} == {2, 3}  # the spare's links are gated too
+    gates = [pod["metadata"]["labels"]["prunella.stage"] for pod in cluster.pods.values()].count("gate_node")
+    assert gates == 3 * 4
     assert campaign.digest() == unbroken.digest()
     if importlib.util.find_spec("kubeflow"):
         assert "train_job_progress" in done.stderr + done.stdout

@@ -33,6 +33,7 @@ from prunella.config import (
 from prunella.data.manifest import DatasetManifest, Shard, manifest_key, shard_key, tokenizer_key
 from prunella.errors import Cause, Fenced
 from prunella.ledger import Ledger, open_ledger
+from prunella.node_processes import process_state
 from prunella.records import (
     AttemptOpened,
     CheckpointRef,
@@ -51,7 +52,7 @@ from prunella.records import (
 from prunella.scratch import attempt_scratch
 from prunella.storage import create_root
 from prunella.training_segment import stage
-from prunella.training_segment.heartbeat import Heartbeat, process_state, read_heartbeat
+from prunella.training_segment.heartbeat import Heartbeat, read_heartbeat
 
 NODES = (NodeRef(name="node-0"), NodeRef(name="node-1"))
 STEPS = 8

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from prunella.orchestration import closing, cluster_train_jobs, stages
 from prunella.orchestration import cluster as door
 from prunella.orchestration.claim import SegmentRun
 from prunella.orchestration.cluster_train_jobs import TrainJob
-from prunella.orchestration.opening import StepFailed, open_attempt, open_segment, prepare_data
+from prunella.orchestration.opening import open_attempt, open_segment
 from prunella.records import GateFabricRecord, GateNodeRecord, Health, NodeRef, Stage, StopReason, TrainRecord, Verdict
 from unit.launch.kubernetes.examples import examples
 from unit.orchestration.story import OPENED_NS, SECOND, Story
@@ -25,7 +26,6 @@ pytest.importorskip("kubernetes.client")
 
 MADE, RUNS = job_status(), job_status(ready=1)
 COMPLETE, FAILED = job_status(ended="Complete"), job_status(ended="Failed")
-#: One node, which is all that the launchers can do in one pod.
 ALONE = (NodeRef(name="node-0"),)
 
 
@@ -311,16 +311,12 @@ def test_a_train_job_that_kubeflow_does_not_know_is_refused_with_its_words(admit
     assert cluster.jobs == {}
 
 
-def test_an_experiment_that_could_not_train_is_refused_before_its_data_is_prepared(cluster: Cluster, root: str) -> None:
-    story = Story(root=root).begin()
-
-    with pytest.raises(StepFailed, match=r"a fleet of 3 nodes.*train on a fleet of one node"):
-        prepare_data(story.open_run())
-
-    assert cluster.asked == []
+# ------------------------------------------------------------------------------------------------ several nodes
 
 
-def test_several_nodes_are_refused_before_anything_is_sent(cluster: Cluster, root: str, run: SegmentRun) -> None:
+@pytest.fixture
+def on_two_nodes(run: SegmentRun) -> SegmentRun:
+    """The fabric of two nodes admitted."""
     record = GateFabricRecord(
         stage=Stage.GATE_FABRIC,
         verdict=Verdict.ACCEPTED,
@@ -331,11 +327,44 @@ def test_several_nodes_are_refused_before_anything_is_sent(cluster: Cluster, roo
         checks=(),
     )
     run.ledger().put(run.ledger().record_key(0, 0, Stage.GATE_FABRIC), record)
+    return run
 
-    with pytest.raises(ConfigError, match=r"training_segment of 2 nodes.*a TrainJob of as many pods.*train on a fleet"):
-        train(run)
 
-    assert cluster.asked == []
+def test_training_on_two_nodes_is_a_train_job_of_two_pods(on_two_nodes: SegmentRun, cluster: Cluster) -> None:
+    cluster.on_create = trained(on_two_nodes)
+
+    record = train(on_two_nodes)
+
+    assert isinstance(record, TrainRecord)
+    assert the_job(cluster)["spec"]["trainer"]["numNodes"] == 2
+    assert cluster.refused == []
+
+
+def test_after_one_pod_failed_the_one_that_runs_the_stage_may_still_write_its_record(
+    on_two_nodes: SegmentRun, cluster: Cluster
+) -> None:
+    cluster.plan = [MADE, RUNS, FAILED]
+    answers: list[threading.Timer] = []
+
+    def answer_late(job: dict[str, Any]) -> None:
+        answers.append(threading.Timer(2.0, trained(on_two_nodes), [job]))
+        answers[0].start()
+
+    cluster.on_create = answer_late
+
+    assert isinstance(train(on_two_nodes), TrainRecord)
+    answers[0].join()
+
+
+def test_of_two_pods_that_left_no_record_training_has_vanished(
+    on_two_nodes: SegmentRun, cluster: Cluster, tmp_path: Path
+) -> None:
+    with (tmp_path / "cluster.toml").open("a") as file:
+        file.write("grace_s = 0\n")
+    cluster.plan = [MADE, RUNS, FAILED]
+
+    assert train(on_two_nodes) is None
+    assert len(cluster.jobs) == 1
 
 
 # ------------------------------------------------------------------------------------------------ stop

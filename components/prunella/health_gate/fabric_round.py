@@ -4,18 +4,16 @@ The rendezvous is held here, not by a rank, so that no member's absence takes it
 within `timeout_s` for arrival, another `timeout_s` for the exchanges, and two seconds to see who is silent.
 """
 
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch.distributed as dist
 
 from prunella.health_gate.fabric_report import arrived_ns, last_beat_ns, read_report
 from prunella.health_gate.fabric_rules import Member
-from prunella.node_processes import kill_groups
+from prunella.node_processes import NodeLauncher, NodeProcess, device_environment, kill_groups
 from prunella.records import NodeRef
 
 #: How long a rank must not have beaten to be called silent. Own choice 2026-11: ten heartbeats of the worker.
@@ -23,22 +21,14 @@ _SILENCE_S = 2.0
 _POLL_S = 0.05
 
 
-class Start(Protocol):
-    """How a process is started on a node; `node_processes.start_on_node` in production."""
-
-    def __call__(
-        self, node: NodeRef, command: list[str], *, log: Path, environment: dict[str, str] | None = None
-    ) -> subprocess.Popen[bytes]: ...
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Rank:
     rank: int
     node: str
-    process: subprocess.Popen[bytes]
+    process: NodeProcess
 
 
-def run_round(team: tuple[NodeRef, ...], *, folder: Path, timeout_s: float, start: Start) -> tuple[Member, ...]:
+def run_round(team: tuple[NodeRef, ...], *, folder: Path, timeout_s: float, launcher: NodeLauncher) -> tuple[Member, ...]:
     """Check the links among `team` once; every process is gone afterwards.
 
     Args:
@@ -46,10 +36,11 @@ def run_round(team: tuple[NodeRef, ...], *, folder: Path, timeout_s: float, star
         timeout_s: for arrival, and again for the exchanges.
     """
     started_ns = time.time_ns()
-    rendezvous = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    address = launcher.own_address
+    rendezvous = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     ranks: list[_Rank] = []
     try:
-        _launch(team, rendezvous.port, folder, timeout_s, start, ranks)
+        _launch(team, (address, rendezvous.port), folder, timeout_s, launcher, ranks)
         if _all_arrive(ranks, folder, timeout_s):
             _exchange(ranks, timeout_s)
         absences = _absences(ranks, folder, timeout_s)
@@ -58,21 +49,31 @@ def run_round(team: tuple[NodeRef, ...], *, folder: Path, timeout_s: float, star
     return tuple(_member(entry, folder, started_ns, absences[entry.rank]) for entry in ranks)
 
 
-def _launch(team: tuple[NodeRef, ...], port: int, folder: Path, timeout_s: float, start: Start, ranks: list[_Rank]) -> None:
+def _launch(
+    team: tuple[NodeRef, ...],
+    meeting_point: tuple[str, int],
+    folder: Path,
+    timeout_s: float,
+    launcher: NodeLauncher,
+    ranks: list[_Rank],
+) -> None:
     """Start one process a device, entering each in `ranks` at once, so that whoever fails on the way leaves none behind."""
-    seats = [node for node in team for _ in range(node.devices)]
+    seats = [(node, local_rank) for node in team for local_rank in range(node.devices)]
     # The workers' own time-out is longer than the stage's patience: the stage decides, with everybody's report in hand.
     command = [sys.executable, "-m", "prunella.health_gate.fabric_worker", str(folder), f"{3 * timeout_s + 10:g}"]
-    for rank, node in enumerate(seats):
+    for rank, (node, local_rank) in enumerate(seats):
         environment = {
             "RANK": str(rank),
+            "LOCAL_RANK": str(local_rank),
             "WORLD_SIZE": str(len(seats)),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
+            "MASTER_ADDR": meeting_point[0],
+            "MASTER_PORT": str(meeting_point[1]),
             "OMP_NUM_THREADS": "1",
+            **device_environment(team, node, is_one_machine=launcher.is_one_machine),
         }
         log = folder / f"{node.name}.log"
-        ranks.append(_Rank(rank=rank, node=node.name, process=start(node, command, log=log, environment=environment)))
+        process = launcher.start(node, command, log=log, environment=environment)
+        ranks.append(_Rank(rank=rank, node=node.name, process=process))
 
 
 def _all_arrive(ranks: list[_Rank], folder: Path, timeout_s: float) -> bool:

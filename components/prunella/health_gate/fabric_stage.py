@@ -12,9 +12,10 @@ from pathlib import Path
 
 from prunella.config import Config
 from prunella.errors import Cause
-from prunella.health_gate.fabric_round import Start, run_round
+from prunella.health_gate.fabric_round import run_round
 from prunella.health_gate.fabric_rules import conclude, describe
-from prunella.node_processes import start_on_node
+from prunella.node_pods import Shared, reached, secret_of
+from prunella.node_processes import NodeLauncher
 from prunella.records import (
     CheckResult,
     Failure,
@@ -27,27 +28,35 @@ from prunella.records import (
     Span,
     Stage,
     Verdict,
+    to_bytes,
 )
 from prunella.scratch import attempt_scratch
 
 logger = logging.getLogger(__name__)
 
+#: Each round has a folder of its own.
+_ROUND = "fabric-"
+_SHARED = Shared(from_guests=(f"{_ROUND}*/*",))
 
-def run(config: Config, request: GateFabricRequest, *, start: Start = start_on_node) -> GateFabricRecord:
-    """Find `request.wanted` nodes whose links are good.
 
-    Args:
-        start: how a process is started on a node.
-    """
-    started_ns = time.time_ns()
+def run(config: Config, request: GateFabricRequest) -> GateFabricRecord:
+    """Find `request.wanted` nodes whose links are good."""
     scratch = attempt_scratch(request.root, request.experiment, request.segment, request.attempt, opened_ns=request.opened_ns)
+    patience_s = config.training.startup_timeout_s
+    with reached(request.nodes, scratch, _SHARED, secret_of(to_bytes(request)), patience_s=patience_s) as launcher:
+        return gate(config, request, scratch, launcher)
+
+
+def gate(config: Config, request: GateFabricRequest, scratch: Path, launcher: NodeLauncher) -> GateFabricRecord:
+    """The same, on nodes that a launcher reaches."""
+    started_ns = time.time_ns()
     health: dict[str, Health] = {}
     checks: tuple[CheckResult, ...] = ()
     team = _team(request, health)
     round_index = 0
     while len(team) == request.wanted:
-        folder = Path(tempfile.mkdtemp(prefix=f"fabric-{round_index}-", dir=scratch))
-        members = run_round(team, folder=folder, timeout_s=config.gate.fabric_timeout_s, start=start)
+        folder = Path(tempfile.mkdtemp(prefix=f"{_ROUND}{round_index}-", dir=scratch))
+        members = run_round(team, folder=folder, timeout_s=config.gate.fabric_timeout_s, launcher=launcher)
         found = conclude(members)
         health |= found
         checks += describe(members, found, round_index=round_index, timeout_s=config.gate.fabric_timeout_s)

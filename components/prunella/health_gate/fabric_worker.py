@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from prunella.health_gate.fabric_exchanges import EXCHANGES
 from prunella.health_gate.fabric_report import RankReport, arrive, beat, write_report
+from prunella.node_processes import own_device
 
 #: Time between heartbeats. Own choice 2026-11: the stage waits ten of them before it calls a rank silent.
 BEAT_S = 0.2
@@ -55,12 +56,13 @@ def _start_beating(folder: Path, rank: int) -> None:
 
 
 def _join(rank: int, world_size: int, timeout_s: float) -> torch.device:
-    """Join the group: NCCL where every rank has a GPU of its own on this machine, else gloo. Returns the device to use."""
-    is_nccl = torch.cuda.is_available() and torch.cuda.device_count() >= world_size
+    """Join the group: NCCL where every rank of this machine has a GPU of its own, else gloo. Returns the device to use."""
+    index, devices = own_device()
+    is_nccl = torch.cuda.is_available() and torch.cuda.device_count() >= devices
     timeout = timedelta(seconds=timeout_s)
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(address, port, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
-    device = torch.device("cuda", rank) if is_nccl else torch.device("cpu")
+    device = torch.device("cuda", index) if is_nccl else torch.device("cpu")
     if is_nccl:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if is_nccl else "gloo", store=store, rank=rank, world_size=world_size, timeout=timeout)

@@ -2,7 +2,7 @@
 
 It registers itself in the attempt's scratch so that a later try finds it, proves the request and the configuration by
 their digests, runs the stage, and writes the record with `put_new`. It exits 0 whenever it wrote a record, whatever that
-says. A fenced process writes nothing.
+says. A fenced process writes nothing, and nor does a pod that lends its processes to another.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from prunella import codec
+from prunella import codec, node_pods
 from prunella.config import Config
 from prunella.errors import Cause, ConfigError, Fenced, KeyExists, PrunellaError, StorageFull
 from prunella.launch.handle import register
@@ -37,7 +37,9 @@ from prunella.records import (
     TrainRequest,
     ValidateRequest,
     Verdict,
+    to_bytes,
 )
+from prunella.scratch import attempt_scratch
 from prunella.storage import open_patiently
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ STAGES: dict[Stage, tuple[str, type[Request]]] = {
 EXIT_RECORDED = 0
 EXIT_FENCED = 3
 EXIT_NOT_FIRST = 4
+EXIT_HOST_LOST = 5
 
 
 def run_stage(stage: Stage, *, root: str, key: str, handle: Path | None = None) -> int:
@@ -66,10 +69,11 @@ def run_stage(stage: Stage, *, root: str, key: str, handle: Path | None = None) 
     if handle is not None and not register(handle):
         logger.warning("stage_not_started reason=another_process_holds_it handle=%s", handle)
         return EXIT_NOT_FIRST
-    _refuse_to_be_one_of_many(stage)
     _end_on_sigterm()
     started_ns = time.time_ns()
     ledger, request, config = load_request(stage, root, key)
+    if node_pods.is_guest():
+        return _be_guest(config, request)
     logger.info("stage_started stage=%s request=%s", stage, key)
     try:
         record = importlib.import_module(STAGES[stage][0]).run(config, request)
@@ -90,17 +94,11 @@ def _end_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
 
 
-def _refuse_to_be_one_of_many(stage: Stage) -> None:
-    """In a TrainJob every pod runs this command, and each would launch every node's processes for itself.
-
-    Delete this when agents meet across pods.
-    """
-    pods = int(os.environ.get("PET_NNODES", "1"))
-    if pods > 1:
-        raise ConfigError(
-            f"{stage}: this is one of {pods} pods of a TrainJob (PET_NNODES), but this release starts the processes of all "
-            "nodes in one place; run the stage on one machine, without a TrainJob of several pods"
-        )
+def _be_guest(config: Config, request: Request) -> int:
+    """In a TrainJob every pod runs this command: the first runs the stage, the others lend it their processes."""
+    scratch = attempt_scratch(request.root, request.experiment, request.segment, request.attempt, opened_ns=request.opened_ns)
+    secret, patience_s = node_pods.secret_of(to_bytes(request)), config.training.startup_timeout_s
+    return EXIT_RECORDED if node_pods.be_guest(scratch, secret, patience_s=patience_s) else EXIT_HOST_LOST
 
 
 def load_request(stage: Stage, root: str, key: str) -> tuple[Ledger, Any, Config]:

@@ -29,6 +29,8 @@ from prunella.records import AttemptOpened, NodeState, Request, Stage
 
 logger = logging.getLogger(__name__)
 
+_LAST_WORDS_POLL_S = 1.0
+
 
 def run_on_cluster(ledger: Ledger, key: str, request: Request, asking: Asking, index: int) -> None:
     """Run one start of a stage to its end, whoever began it.
@@ -43,7 +45,6 @@ def run_on_cluster(ledger: Ledger, key: str, request: Request, asking: Asking, i
     settings = load_settings()
     if request.stage is Stage.DATA_PREP:  # the first step of a segment, where a refusal costs nothing yet
         _check_within_reach(ledger.config(), settings)
-        _check_one_node("a fleet", len(_fleet(ledger.config())))
     launch = ClusterLaunch(
         request_key=key,
         request=request,
@@ -52,8 +53,9 @@ def run_on_cluster(ledger: Ledger, key: str, request: Request, asking: Asking, i
         timeout_s=asking.timeout_s,
     )
     if request.stage in SPANS_NODES:
-        _check_one_node(request.stage, len(request.nodes))
         _run_train_job(manifest(launch, settings), settings, asking)
+        if len(request.nodes) > 1:
+            _wait_for_last_words(ledger, request, settings)
     else:
         _run_pod(manifest(launch, settings), settings)
 
@@ -76,15 +78,6 @@ def _cordoned(ledger: Ledger, request: Request) -> tuple[str, ...]:
     return tuple(name for name, state in states.items() if state is NodeState.CORDONED and name not in admitted)
 
 
-def _check_one_node(what: str, nodes: int) -> None:
-    """Delete this when agents meet across pods, as `launch.shell` says."""
-    if nodes > 1:
-        raise Unlaunchable(
-            f"PRUNELLA_LAUNCH=kubernetes: {what} of {nodes} nodes would need a TrainJob of as many pods, but this release "
-            "starts the processes of all nodes in one place; train on a fleet of one node, or with another PRUNELLA_LAUNCH"
-        )
-
-
 def _run_train_job(document: Manifest, settings: ClusterSettings, asking: Asking) -> None:
     job = TrainJob(document, grace_s=settings.grace_s)
     job.make_or_find()
@@ -98,6 +91,13 @@ def _run_train_job(document: Manifest, settings: ClusterSettings, asking: Asking
             door.stop(job, grace_s=0.0)
 
     door.wait(job, log=asking.scratch / f"{job.name}.log", on_poll=on_poll, on_line=stage_output.info)
+
+
+def _wait_for_last_words(ledger: Ledger, request: Request, settings: ClusterSettings) -> None:
+    """The first pod that fails ends a TrainJob, while the one that runs the stage may still be writing what came of it."""
+    deadline_s = time.monotonic() + settings.grace_s
+    while not ledger.store.exists(request.output) and time.monotonic() < deadline_s:
+        time.sleep(_LAST_WORDS_POLL_S)
 
 
 def stop_leftovers(ledger: Ledger, attempt: AttemptOpened) -> None:

@@ -3,70 +3,73 @@
 Agents never restart anything: the policy decides about that. Their exit code is always 1 and is not looked at.
 """
 
-import contextlib
-import logging
-import os
 import re
-import signal
-import subprocess
 import sys
-import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from prunella.config import Config
-from prunella.node_processes import free_port, start_on_node
+from prunella.node_processes import (
+    LOOPBACK,
+    Identity,
+    NodeLauncher,
+    NodeProcess,
+    device_environment,
+    end_processes,
+)
 from prunella.records import NodeRef
-from prunella.training_segment.heartbeat import Heartbeat, process_state, read_heartbeat
+from prunella.training_segment.heartbeat import read_heartbeat
 from prunella.training_segment.job import node_log
 
-logger = logging.getLogger(__name__)
-
-_ADDRESS = "127.0.0.1"
 #: torchrun's report of a dead rank (torch 2.13, elastic/multiprocessing/api.py); negative codes are signals.
 _REPORT = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: \d+ \(pid: (\d+)\)")
 _TAIL_BYTES = 4000
-#: The kernel takes back a killed process within this long, unless it hangs in a device. Source: own choice 2026-11.
-_GONE_S = 10.0
 
 
-def start_agents(config: Config, nodes: tuple[NodeRef, ...], scratch: Path) -> list[subprocess.Popen[bytes]]:
+def start_agents(config: Config, nodes: tuple[NodeRef, ...], scratch: Path, launcher: NodeLauncher) -> list[NodeProcess]:
     """Start every node's agent; the ranks find each other through the first one."""
-    port = free_port()
+    meeting_point = launcher.meeting_point(nodes[0])
     return [
-        start_on_node(
+        launcher.start(
             node,
-            _command(len(nodes), index, node, port, scratch),
+            _command(len(nodes), index, node, meeting_point, scratch),
             log=node_log(scratch, node),
-            environment=_environment(config.parallel.threads_per_rank),
+            environment={
+                **_environment(config.parallel.threads_per_rank, meeting_point),
+                **device_environment(nodes, node, is_one_machine=launcher.is_one_machine),
+            },
         )
         for index, node in enumerate(nodes)
     ]
 
 
-def _command(nnodes: int, index: int, node: NodeRef, port: int, scratch: Path) -> list[str]:
+def _command(nnodes: int, index: int, node: NodeRef, meeting_point: tuple[str, int], scratch: Path) -> list[str]:
+    address, port = meeting_point
     options = {
         "nnodes": nnodes,
         "node-rank": index,
         "nproc-per-node": node.devices,
-        "master-addr": _ADDRESS,
-        "local-addr": _ADDRESS,
+        "master-addr": address,
         "master-port": port,
         "max-restarts": 0,
         "monitor-interval": 0.1,
         "log-dir": scratch
         / "torchrun",  # by default a folder in the system's temporary one, which a killed agent leaves behind
+        **({"local-addr": address} if address == LOOPBACK else {}),
     }
     torchrun = [sys.executable, "-m", "torch.distributed.run", *(f"--{name}={value}" for name, value in options.items())]
     return [*torchrun, "-m", "prunella.training_segment.worker", "--scratch", str(scratch)]
 
 
-def _environment(threads: int) -> dict[str, str]:
+def _environment(threads: int, meeting_point: tuple[str, int]) -> dict[str, str]:
     """Threads are fixed by configuration, because another number rounds differently (DESIGN 4.11)."""
     counted = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    # Nodes of one machine meet on its loopback: the host's own name may not resolve.
+    interface = {"GLOO_SOCKET_IFNAME": "lo"} if meeting_point[0] == LOOPBACK else {}
     return {
         **dict.fromkeys(counted, str(threads)),
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # asked for by torch.use_deterministic_algorithms
-        "GLOO_SOCKET_IFNAME": "lo",  # nodes of one machine; the host's own name may not resolve
+        **interface,
         "PYTHONUNBUFFERED": "1",
     }
 
@@ -87,20 +90,9 @@ def log_tail(scratch: Path, node: NodeRef) -> str:
     return log.read_bytes()[-_TAIL_BYTES:].decode(errors="replace") if log.exists() else ""
 
 
-def end_ranks(scratch: Path, world_size: int) -> None:
-    """SIGKILL every rank that still lives, and wait until it is gone. torchrun puts ranks in sessions of their own, so killing
-    an agent's group does not reach them; the kernel does when the agent is gone, but says nothing when it has."""
-    beats = [beat for rank in range(world_size) if (beat := read_heartbeat(scratch, rank)) is not None]
-    deadline_s = time.monotonic() + _GONE_S
-    while alive := [beat for beat in beats if _lives(beat)]:
-        for beat in alive:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(beat.pid, signal.SIGKILL)
-        if time.monotonic() > deadline_s:
-            logger.error("ranks_not_gone ranks=%s pids=%s", [beat.rank for beat in alive], [beat.pid for beat in alive])
-            return
-        time.sleep(0.01)
-
-
-def _lives(beat: Heartbeat) -> bool:
-    return process_state(beat.pid, beat.process_start) is not None
+def end_ranks(scratch: Path, ranks: Iterable[int]) -> None:
+    """SIGKILL those of the ranks, all of this machine, that still live, and wait until they are gone. torchrun puts ranks in
+    sessions of their own, so killing an agent's group does not reach them; the kernel does when the agent is gone, but says
+    nothing when it has."""
+    beats = [beat for rank in ranks if (beat := read_heartbeat(scratch, rank)) is not None]
+    end_processes([Identity(beat.pid, beat.process_start) for beat in beats])

@@ -36,6 +36,7 @@ class HangWatch:
         self._launched_ns = launched_ns
         self._durations_ns: deque[int] = deque(maxlen=_HISTORY)
         self._seen_step = 0
+        self._spoken: set[int] = set()
 
     def observe(self, beats: dict[int, Heartbeat], *, now_ns: int) -> Hang | None:
         """Learn from the ranks' last words; the hang they show, if they show one.
@@ -52,7 +53,8 @@ class HangWatch:
 
     def is_start_overdue(self, beats: dict[int, Heartbeat], *, now_ns: int) -> bool:
         """Whether ranks have not even spoken within the start-up time-out."""
-        return len(beats) < self._world_size and now_ns - self._launched_ns > self._training.startup_timeout_s * 1e9
+        self._spoken |= beats.keys()
+        return len(self._spoken) < self._world_size and now_ns - self._launched_ns > self._training.startup_timeout_s * 1e9
 
     def _learn(self, beat: Heartbeat) -> None:
         if beat.last_step_ns and beat.step != self._seen_step:

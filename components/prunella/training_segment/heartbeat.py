@@ -16,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from prunella import codec
+from prunella.node_processes import process_start
 
 #: Bytes of the slot. The longest beat (every mark, a node name of 63 letters) took 373, measured 2026-11.
 _SLOT_BYTES = 1024
@@ -125,26 +126,3 @@ def _to_slot(word: Heartbeat) -> bytes:
     body = json.dumps(codec.encode(word)).encode().ljust(_SLOT_BYTES - _DIGEST_BYTES)
     assert len(body) == _SLOT_BYTES - _DIGEST_BYTES, "a heartbeat outgrew its slot"
     return hashlib.sha256(body).hexdigest().encode() + body
-
-
-def process_start(pid: int) -> int | None:
-    """Start of a process in clock ticks since boot; None when there is none (Linux, proc(5) stat field 22)."""
-    stat = _stat(pid)
-    return int(stat[19]) if stat else None
-
-
-def process_state(pid: int, start: int) -> str | None:
-    """One letter of proc(5) ('R', 'S', 'T' stopped, ...); None when that process has ended, zombies included."""
-    stat = _stat(pid)
-    if stat is None or int(stat[19]) != start or stat[0] in ("Z", "X"):
-        return None
-    return stat[0]
-
-
-def _stat(pid: int) -> list[str] | None:
-    """Fields of /proc/<pid>/stat from the third on; the second, in brackets, may hold spaces."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return text.rpartition(")")[2].split()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from prunella import codec
 from prunella.config import Config
+from prunella.node_pods import Shared
 from prunella.records import NodeRef, TrainRequest
 from prunella.scratch import write_atomically
 
@@ -23,6 +24,8 @@ PROGRESS_FILE = "progress.json"
 _STOP_FILE = "stop"
 _JOB_FILE = "job.json"
 _VOLATILE = ("rank-*.json", STEPS_FILE, PROGRESS_FILE, _STOP_FILE, _JOB_FILE, "training-*.log", "*.tmp")
+#: What crosses to nodes that are other machines, and back.
+SHARED = Shared(from_guests=("rank-*.json", "training-*.log"), from_host=(_JOB_FILE, _STOP_FILE))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

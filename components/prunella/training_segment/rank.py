@@ -24,6 +24,7 @@ from prunella.errors import CheckpointInvalid
 from prunella.ledger import Ledger, open_ledger
 from prunella.model.parallel import parallelize
 from prunella.model.transformer import Transformer
+from prunella.node_processes import own_device
 from prunella.records import TrainRequest
 from prunella.training_segment.batches import StepBatches
 from prunella.training_segment.exits import Ending
@@ -60,7 +61,7 @@ def train(job: Job, scratch: Path, pulse: Pulse, ending: Ending, *, rank: int, w
     termination = TerminationFlag()
     termination.listen()
     fix_arithmetic(config)
-    device = join(rank, world_size)
+    device = join()
     ledger = open_ledger(request.root, request.experiment, settings=config.storage)
     model = build(config, device, world_size)
     pulse.mark(Mark.BUILT, now_ns())
@@ -106,14 +107,15 @@ def fix_arithmetic(config: Config) -> None:
     gc.disable()
 
 
-def join(rank: int, world_size: int) -> torch.device:
+def join() -> torch.device:
     """Meet the other ranks; the device this one computes on.
 
-    An accelerator each where this machine has enough of them for all ranks, else the CPU: nodes of one machine share its
-    accelerators, and NCCL refuses two ranks on one.
+    An accelerator each where this machine has enough of them for all ranks on it, else the CPU: nodes of one machine share
+    its accelerators, and NCCL refuses two ranks on one.
     """
-    if torch.cuda.device_count() >= world_size:
-        device = torch.device("cuda", rank)
+    index, devices = own_device()
+    if torch.cuda.device_count() >= devices:
+        device = torch.device("cuda", index)
         torch.cuda.set_device(device)
         dist.init_process_group("nccl", device_id=device)
         return device

@@ -7,7 +7,6 @@ code. It never trains, never repairs and never decides what happens next: it say
 
 import dataclasses
 import logging
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,8 @@ from prunella.checkpoint_metrics import ship_metrics
 from prunella.config import Config
 from prunella.errors import Cause, Fenced, StorageError
 from prunella.ledger import Ledger, open_ledger
-from prunella.node_processes import kill_groups
+from prunella.node_pods import reached, secret_of
+from prunella.node_processes import NodeLauncher, NodeProcess, kill_groups
 from prunella.records import (
     CheckpointManifest,
     Failure,
@@ -28,11 +28,12 @@ from prunella.records import (
     TrainRecord,
     TrainRequest,
     Verdict,
+    to_bytes,
 )
 from prunella.scratch import attempt_scratch
 from prunella.training_segment.agents import end_ranks, log_tail, start_agents
 from prunella.training_segment.culprit import Blame, RankSeen, blame, rank_exits
-from prunella.training_segment.job import STEPS_FILE, Job, prepare_scratch, rank_nodes
+from prunella.training_segment.job import SHARED, STEPS_FILE, Job, prepare_scratch, rank_nodes
 from prunella.training_segment.kubeflow_progress import progress_told
 from prunella.training_segment.spans import Moments, spans_of
 from prunella.training_segment.split import split_batch
@@ -50,14 +51,20 @@ def run(config: Config, request: TrainRequest) -> TrainRecord:
         Fenced: a newer attempt holds the token. Nothing is running any more.
         StorageUnavailable: the ledger did not answer before the start or after the end.
     """
+    scratch = attempt_scratch(request.root, request.experiment, request.segment, request.attempt, opened_ns=request.opened_ns)
+    patience_s = config.training.startup_timeout_s
+    with reached(request.nodes, scratch, SHARED, secret_of(to_bytes(request)), patience_s=patience_s) as launcher:
+        return _run(config, request, scratch, launcher)
+
+
+def _run(config: Config, request: TrainRequest, scratch: Path, launcher: NodeLauncher) -> TrainRecord:
     started_ns = time.time_ns()
     ledger = open_ledger(request.root, request.experiment, settings=config.storage)
     split_batch(config.batch, len(rank_nodes(request.nodes)))
     if request.first_step > request.last_step:
         return _nothing_to_train(request, started_ns)
-    scratch = attempt_scratch(request.root, request.experiment, request.segment, request.attempt, opened_ns=request.opened_ns)
     prepare_scratch(scratch, Job(config=config, request=request, launched_ns=started_ns))
-    watched = _train(config, request, scratch, started_ns)
+    watched = _train(config, request, scratch, launcher, started_ns)
     committed = ledger.candidates(request.segment, request.attempt)
     shipped = _ship_rest(ledger, request, scratch, committed)
     return _record(request, scratch, watched, committed, shipped, started_ns)
@@ -79,28 +86,28 @@ def _nothing_to_train(request: TrainRequest, started_ns: int) -> TrainRecord:
     )
 
 
-def _train(config: Config, request: TrainRequest, scratch: Path, started_ns: int) -> Watched:
+def _train(config: Config, request: TrainRequest, scratch: Path, launcher: NodeLauncher, started_ns: int) -> Watched:
     """Run the ranks until they ended or had to be ended; when this returns or raises, none of them lives."""
     impatient = dataclasses.replace(config.storage, retry_s=0.0)
     check_token = token_check(open_ledger(request.root, request.experiment, settings=impatient), request)
     stop = StopRequest(scratch)
-    with stop.on_sigterm(), progress_told(request, scratch), _agents(config, request, scratch) as agents:
+    with stop.on_sigterm(), progress_told(request, scratch), _agents(config, request, scratch, launcher) as agents:
         logger.info("ranks_launched nodes=%s world_size=%s", len(agents), len(rank_nodes(request.nodes)))
-        watch = Watch(config, request, agents, scratch, launched_ns=started_ns, check_token=check_token)
+        watch = Watch(config, request, agents, scratch, launcher=launcher, launched_ns=started_ns, check_token=check_token)
         watched = watch.until_over(stop)
     logger.info("ranks_gone stopped_by=%s", watched.stopped_by)
     return watched
 
 
 @contextmanager
-def _agents(config: Config, request: TrainRequest, scratch: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+def _agents(config: Config, request: TrainRequest, scratch: Path, launcher: NodeLauncher) -> Iterator[list[NodeProcess]]:
     """The agents, for the time of the block. An exit note is a rank's last act, so nothing is lost by killing what is left."""
-    agents = start_agents(config, request.nodes, scratch)
+    agents = start_agents(config, request.nodes, scratch, launcher)
     try:
         yield agents
     finally:
         kill_groups(agents)
-        end_ranks(scratch, len(rank_nodes(request.nodes)))
+        end_ranks(scratch, [rank for rank, node in enumerate(rank_nodes(request.nodes)) if launcher.is_here(node)])
 
 
 def _ship_rest(

@@ -7,7 +7,6 @@ an unreachable store neither fences nor fails an attempt here. It never kills; t
 import contextlib
 import logging
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,12 +17,13 @@ from types import FrameType
 from prunella.config import Config
 from prunella.errors import StorageError
 from prunella.ledger import Ledger
+from prunella.node_processes import NodeLauncher, NodeProcess
 from prunella.records import NodeRef, StopReason, TrainRequest
 from prunella.training_segment.agents import reported_exit_codes
 from prunella.training_segment.culprit import RankSeen
 from prunella.training_segment.exits import read_note
 from prunella.training_segment.hang import Hang, HangWatch
-from prunella.training_segment.heartbeat import process_state, read_heartbeat
+from prunella.training_segment.heartbeat import read_heartbeat
 from prunella.training_segment.job import ask_to_stop, rank_nodes
 
 logger = logging.getLogger(__name__)
@@ -87,9 +87,10 @@ class Watch:
         self,
         config: Config,
         request: TrainRequest,
-        agents: list[subprocess.Popen[bytes]],
+        agents: list[NodeProcess],
         scratch: Path,
         *,
+        launcher: NodeLauncher,
         launched_ns: int,
         check_token: Callable[[], None],
     ) -> None:
@@ -97,6 +98,7 @@ class Watch:
         self._nodes = request.nodes
         self._ranks = rank_nodes(request.nodes)
         self._agents = agents
+        self._launcher = launcher
         self._scratch = scratch
         self._launched_ns = launched_ns
         self._check_token = check_token
@@ -138,7 +140,7 @@ class Watch:
     def _look_at(self, rank: int, node: NodeRef) -> RankSeen:
         """The process first, its note after: a rank that is gone has written its note before it went, or never will."""
         beat = read_heartbeat(self._scratch, rank)
-        state = process_state(beat.pid, beat.process_start) if beat else None
+        state = self._launcher.state(node, beat.pid, beat.process_start) if beat else None
         note = read_note(self._scratch, rank)
         return RankSeen(rank=rank, node=node.name, heartbeat=beat, note=note, is_alive=state is not None, state=state)
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from prunella.health_gate import fabric_stage
 from prunella.health_gate.fabric_exchanges import WORDS, compare, payload
 from prunella.health_gate.fabric_report import RankReport, StepReport
 from prunella.health_gate.fabric_rules import Member, conclude
-from prunella.node_processes import start_on_node
+from prunella.node_processes import LocalLauncher, LocalProcess
 from prunella.records import (
     GateFabricRecord,
     GateFabricRequest,
@@ -29,23 +28,16 @@ from prunella.records import (
 )
 
 
-@pytest.fixture(autouse=True)
-def _own_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path / "scratch"))
-
-
-class Launcher:
+class Launcher(LocalLauncher):
     """Starts real processes, remembers them, and lets one node misbehave."""
 
     def __init__(self, *, never: str = "", stopped_after_arrival: str = "", killed_after_arrival: str = "") -> None:
         self.never = never
         self.signals = {stopped_after_arrival: signal.SIGSTOP, killed_after_arrival: signal.SIGKILL}
-        self.started: list[subprocess.Popen[bytes]] = []
+        self.started: list[LocalProcess] = []
 
-    def __call__(
-        self, node: NodeRef, command: list[str], *, log: Path, environment: dict[str, str] | None = None
-    ) -> subprocess.Popen[bytes]:
-        process = start_on_node(node, command, log=log, environment=environment)
+    def start(self, node: NodeRef, command: list[str], *, log: Path, environment: dict[str, str] | None = None) -> LocalProcess:
+        process = super().start(node, command, log=log, environment=environment)
         self.started.append(process)
         if node.name == self.never:
             os.kill(process.pid, signal.SIGSTOP)
@@ -74,7 +66,9 @@ def run(
         nodes=tuple(NodeRef(name=node, devices=devices) for node in nodes),
         wanted=wanted,
     )
-    record = fabric_stage.run(Config(gate=GateConfig(fabric_timeout_s=timeout_s)), request, start=launcher)
+    config, scratch = Config(gate=GateConfig(fabric_timeout_s=timeout_s)), root / "scratch"
+    scratch.mkdir(exist_ok=True)
+    record = fabric_stage.gate(config, request, scratch, launcher)
     assert all(process.poll() is not None for process in launcher.started)  # nothing outlives the stage
     return record
 

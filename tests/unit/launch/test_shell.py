@@ -13,10 +13,11 @@ import pytest
 
 from prunella import errors
 from prunella.codec import digest
-from prunella.config import Config
+from prunella.config import Config, TrainingConfig
 from prunella.errors import Cause, ConfigError
 from prunella.launch.handle import register
-from prunella.launch.shell import EXIT_FENCED, EXIT_NOT_FIRST, EXIT_RECORDED, STAGES, run_stage
+from prunella.launch.shell import EXIT_FENCED, EXIT_HOST_LOST, EXIT_NOT_FIRST, EXIT_RECORDED, STAGES, run_stage
+from prunella.node_processes import LOOPBACK, free_port
 from prunella.records import (
     DataPrepRecord,
     DataPrepRequest,
@@ -286,13 +287,18 @@ def test_a_request_of_the_fleet_belongs_to_no_experiment_and_runs_with_the_defau
     assert story.ledger.find(FailedRecord, output) is not None
 
 
-def test_one_of_many_pods_refuses_because_each_would_train_for_itself(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pod_that_is_not_the_first_runs_no_stage_and_without_a_first_one_says_so(
+    root: str, stage_does: Callable[[Run], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story = Story(root=root, config=Config(training=TrainingConfig(startup_timeout_s=0.5))).begin()
     ask(story)
-    monkeypatch.setenv("PET_NNODES", "2")
+    stage_does(good_record)
+    for name, value in {"NNODES": 2, "NODE_RANK": 1, "MASTER_ADDR": LOOPBACK, "MASTER_PORT": free_port()}.items():
+        monkeypatch.setenv(f"PET_{name}", str(value))
 
-    with pytest.raises(ConfigError, match="one of 2 pods of a TrainJob"):
-        run_stage(Stage.DATA_PREP, root=story.root, key=KEY)
+    code = run_stage(Stage.DATA_PREP, root=story.root, key=KEY)
 
+    assert code == EXIT_HOST_LOST
     assert answer(story) is None
 
 

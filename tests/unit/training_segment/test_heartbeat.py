@@ -1,7 +1,8 @@
 import os
 from pathlib import Path
 
-from prunella.training_segment.heartbeat import Mark, Phase, Pulse, heartbeat_path, process_start, process_state, read_heartbeat
+from prunella.node_processes import process_start, process_state
+from prunella.training_segment.heartbeat import Mark, Phase, Pulse, heartbeat_path, read_heartbeat
 
 
 def test_last_beat_is_read_back_with_its_marks(tmp_path: Path) -> None:
