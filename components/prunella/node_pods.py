@@ -132,6 +132,7 @@ class _Guest:
     address: tuple[str, int] | None = None
     has_called: threading.Event = field(default_factory=threading.Event)
     is_gone: bool = False
+    is_leaving: bool = False
 
     def ask(self, word: Word) -> None:
         with self.lock:
@@ -149,6 +150,7 @@ class _Guest:
             write()
             self.codes |= {int(number): code for number, code in word["codes"].items()}
             self.alive = {Identity(pid, start): state for pid, start, state in word["alive"]}
+            self.is_leaving = bool(word["leaving"])
 
     def greet(self, address: tuple[str, int]) -> bool:
         """Whether nobody has called in its name before."""
@@ -231,6 +233,10 @@ class PodLauncher:
         for guest in self._guests.values():
             if not guest.has_called.wait(max(0.0, deadline_s - time.monotonic())):
                 logger.warning("guest_missing node=%s waited_s=%s", guest.node, patience_s)
+
+    @property
+    def is_leaving(self) -> bool:
+        return any(guest.is_leaving for guest in self._guests.values())
 
     def is_here(self, node: NodeRef) -> bool:
         return node.name == self._here
@@ -330,13 +336,13 @@ def be_guest(scratch: Path, secret: bytes, *, patience_s: float) -> bool:
         patience_s: how long the host may take to answer the first call.
     """
     is_leaving = threading.Event()
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: is_leaving.set())  # the host hears it too, and decides
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: is_leaving.set())  # the host is told, and decides
     try:
         connection = _call(secret, patience_s, is_leaving)
         if connection is None:
             return False
         with connection:
-            return _serve(connection, scratch)
+            return _serve(connection, scratch, is_leaving)
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -357,7 +363,7 @@ def _call(secret: bytes, patience_s: float, is_leaving: threading.Event) -> "Con
     return None
 
 
-def _serve(connection: "Connection", scratch: Path) -> bool:
+def _serve(connection: "Connection", scratch: Path, is_leaving: threading.Event) -> bool:
     node = NodeRef(name=os.environ["PRUNELLA_NODE"])
     _send(connection, {"node": node.name, "address": _own_address(connection), "port": free_port()})
     lent = _Lent(node, scratch)
@@ -365,7 +371,7 @@ def _serve(connection: "Connection", scratch: Path) -> bool:
         agreed = _receive(connection)
         gathered = _Outbox(scratch, tuple(agreed["gather"]))
         while True:
-            _send(connection, _report(lent, gathered))
+            _send(connection, {**_report(lent, gathered), "leaving": is_leaving.is_set()})
             answer = _receive(connection)
             _unpack(scratch, answer["files"], tuple(agreed["accept"]))
             for wanted in answer["wanted"]:

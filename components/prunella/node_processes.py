@@ -50,6 +50,10 @@ class NodeLauncher(Protocol):
         """Whether all nodes are this machine, so that they share its address and its accelerators."""
 
     @property
+    def is_leaving(self) -> bool:
+        """Whether a node that is another machine was told to go, and all should save while they can."""
+
+    @property
     def own_address(self) -> str:
         """Of this machine, as the nodes reach it."""
 
@@ -78,6 +82,7 @@ class LocalLauncher:
     """Every node is this machine."""
 
     is_one_machine = True
+    is_leaving = False
     own_address = LOOPBACK
 
     def is_here(self, node: NodeRef) -> bool:

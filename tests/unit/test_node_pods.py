@@ -223,12 +223,15 @@ def test_a_guest_whose_host_is_killed_ends_what_it_started_and_says_so(
     assert process_start(pid) is None
 
 
-def test_a_guest_that_is_let_go_ends_well(host: PodLauncher, guest: subprocess.Popen[bytes], tmp_path: Path) -> None:
+def test_a_guest_that_is_told_to_go_tells_the_host_and_stays_until_it_is_let_go(
+    host: PodLauncher, guest: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
     process = python(host, tmp_path, "import time; time.sleep(600)")
     until(lambda: (tmp_path / "guest" / "said.log").exists())
-    guest.terminate()  # the cluster tells every pod to go; the host decides when
+    assert not host.is_leaving
+    guest.terminate()  # the cluster tells a pod to go; the host decides when
 
-    time.sleep(0.5)
+    until(lambda: host.is_leaving)
     assert (guest.poll(), process.poll()) == (None, None)
     host.__exit__()
 
@@ -277,7 +280,7 @@ def test_a_file_that_was_not_agreed_upon_ends_the_line(host: PodLauncher, tmp_pa
         line.send_bytes(json.dumps({"node": THERE.name, "address": LOOPBACK, "port": 1}).encode())
         line.recv_bytes()
         files = [{"name": name, "data": ""}]
-        line.send_bytes(json.dumps({"files": files, "alive": [], "codes": {}}).encode())
+        line.send_bytes(json.dumps({"files": files, "alive": [], "codes": {}, "leaving": False}).encode())
         with pytest.raises(EOFError):
             line.recv_bytes()
 

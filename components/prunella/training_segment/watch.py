@@ -117,6 +117,8 @@ class Watch:
                 return over
             self._ask_fence()
             self._watch_wall_clock(stop)
+            if self._launcher.is_leaving:
+                stop.ask(StopReason.SIGNAL)
             time.sleep(_POLL_S)
 
     def _over(self, seen: tuple[RankSeen, ...], stop: StopRequest) -> Watched | None:
