@@ -63,6 +63,7 @@ _GONE_S = 15.0
 #: Exit code of a process whose guest is gone: nobody knows how it ended.
 LOST = 255
 
+_GROWING = (".log", ".jsonl")
 _SCRATCH, _PYTHON = "{scratch}", "{python}"
 Word = dict[str, Any]
 
@@ -72,7 +73,7 @@ class Shared:
     """Which files of a stage's scratch folder cross the line, as patterns relative to it.
 
     Args:
-        from_guests: what processes write there. Those that end in `.log` only ever grow.
+        from_guests: what processes write there. Those that end in `.log` or `.jsonl` only ever grow.
         from_host: what the stage writes for them.
     """
 
@@ -481,7 +482,7 @@ class _Outbox:
 
     def _change(self, path: Path) -> Word | None:
         try:
-            return self._growth(path) if path.suffix == ".log" else self._replacement(path)
+            return self._growth(path) if path.suffix in _GROWING else self._replacement(path)
         except FileNotFoundError:
             return None
 

@@ -25,7 +25,7 @@ _STOP_FILE = "stop"
 _JOB_FILE = "job.json"
 _VOLATILE = ("rank-*.json", STEPS_FILE, PROGRESS_FILE, _STOP_FILE, _JOB_FILE, "training-*.log", "*.tmp")
 #: What crosses to nodes that are other machines, and back.
-SHARED = Shared(from_guests=("rank-*.json", "training-*.log"), from_host=(_JOB_FILE, _STOP_FILE))
+SHARED = Shared(from_guests=("rank-*.json", "training-*.log", STEPS_FILE, PROGRESS_FILE), from_host=(_JOB_FILE, _STOP_FILE))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
