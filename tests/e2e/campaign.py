@@ -55,6 +55,10 @@ hang_floor_s = 8.0
 timeout_s = 60.0
 """
 
+#: The same steps in one segment. It ends where two do (`test_cuts.py`) and is a gate, a start and an evaluation cheaper: for
+#: tests to which nothing happens between segments.
+IN_ONE_SEGMENT = ("--segments", "1", "--steps-per-segment", str(SEGMENTS * STEPS_PER_SEGMENT))
+
 
 @dataclass(frozen=True)
 class Campaign:

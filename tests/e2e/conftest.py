@@ -1,5 +1,7 @@
 """The unbroken experiment that every healed one is compared with: run once a session."""
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,22 @@ SECRETS = (
 )
 
 
+@dataclass(frozen=True)
+class Finished(Campaign):
+    """An experiment that nobody changes any more: its digest is asked for once, because that takes seconds."""
+
+    @cached_property
+    def _last_digest(self) -> str:
+        return super().digest()
+
+    def digest(self, *options: str) -> str:
+        return super().digest(*options) if options else self._last_digest
+
+
 @pytest.fixture(scope="session")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     """The experiment that nothing happened to."""
-    campaign = Campaign(tmp_path_factory.mktemp("unbroken"), environment=dict.fromkeys(SECRETS, SECRET))
+    campaign = Finished(tmp_path_factory.mktemp("unbroken"), environment=dict.fromkeys(SECRETS, SECRET))
     done = campaign.run()
     (campaign.folder / "command.log").write_text(done.stdout + done.stderr)
     summary = assert_complete(done, campaign)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from buckets import Bucket, moto_bucket
-from e2e.campaign import Campaign, assert_complete, causes
+from e2e.campaign import IN_ONE_SEGMENT, Campaign, assert_complete, causes
 from fault_proxy import fault_proxy
 from radosgw import radosgw_bucket
 
@@ -34,7 +34,7 @@ def test_experiment_in_a_bucket_heals_faults_of_the_store_with_the_digest_of_the
 ) -> None:
     in_bucket = campaign_in(bucket, tmp_path)
 
-    done = in_bucket.run("--fault", "truncate-shard:shard=0", "--fault", "corrupt-checkpoint:step=6")
+    done = in_bucket.run(*IN_ONE_SEGMENT, "--fault", "truncate-shard:shard=0", "--fault", "corrupt-checkpoint:step=12")
 
     found = causes(assert_complete(done, in_bucket))
     assert found == [("data_corrupt", "retry_same_nodes"), ("checkpoint_invalid", "roll_back")]
@@ -48,7 +48,7 @@ def test_rank_killed_over_a_bucket_of_ceph_heals_with_the_digest_of_the_folder(
 ) -> None:
     in_ceph = campaign_in(bucket_of_ceph, tmp_path)
 
-    done = in_ceph.run("--sole-writer", "--fault", "kill:rank=1,step=5")
+    done = in_ceph.run(*IN_ONE_SEGMENT, "--sole-writer", "--fault", "kill:rank=1,step=5")
 
     assert causes(assert_complete(done, in_ceph)) == [("process_crash", "retry_same_nodes")]
     assert in_ceph.digest() == unbroken.digest()
@@ -70,7 +70,9 @@ def test_experiment_behind_a_network_that_cuts_refuses_and_lies_ends_with_the_di
     with fault_proxy(bucket.environment["AWS_ENDPOINT_URL_S3"], seed=5) as (address, schedule):
         behind = Bucket(root=bucket.root, environment={**bucket.environment, "AWS_ENDPOINT_URL_S3": address})
         campaign = campaign_in(behind, tmp_path)
-        done = campaign.run("--fault", "kill:rank=1,step=5", "--set", "storage.first_delay_s=0.02", timeout_s=1000.0)
+        done = campaign.run(
+            *IN_ONE_SEGMENT, "--fault", "kill:rank=1,step=5", "--set", "storage.first_delay_s=0.02", timeout_s=1000.0
+        )
         schedule.is_off = True
 
         assert len(schedule.faults) > 100, "the schedule did little"

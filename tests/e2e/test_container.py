@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.campaign import Campaign, assert_complete, causes
+from e2e.campaign import IN_ONE_SEGMENT, Campaign, assert_complete, causes
 from engine import engine_with
 from prunella.launch.images import TRAINER, WORKER
 
@@ -20,7 +20,7 @@ def engine() -> Iterator[None]:
 def test_experiment_in_containers_heals_a_killed_rank_with_the_digest_of_processes(
     campaign: Campaign, unbroken: Campaign
 ) -> None:
-    done = campaign.run("--fault", "kill:rank=1,step=5")
+    done = campaign.run(*IN_ONE_SEGMENT, "--fault", "kill:rank=1,step=5")
 
     assert causes(assert_complete(done, campaign)) == [("process_crash", "retry_same_nodes")]
     assert campaign.digest() == unbroken.digest()

@@ -2,12 +2,12 @@
 
 import pytest
 
-from e2e.campaign import Campaign, assert_complete, causes
+from e2e.campaign import IN_ONE_SEGMENT, Campaign, assert_complete, causes
 
 
 @pytest.mark.slow
 def test_rotten_checkpoint_is_rejected_and_rolled_back_with_the_unbroken_digest(campaign: Campaign, unbroken: Campaign) -> None:
-    done = campaign.run("--fault", "corrupt-checkpoint:step=6")
+    done = campaign.run(*IN_ONE_SEGMENT, "--fault", "corrupt-checkpoint:step=12")
 
     summary = assert_complete(done, campaign)
     assert causes(summary) == [("checkpoint_invalid", "roll_back")]

@@ -2,11 +2,11 @@
 
 import pytest
 
-from e2e.campaign import Campaign, assert_complete
+from e2e.campaign import IN_ONE_SEGMENT, Campaign, assert_complete
 
 
 def test_one_segment_ends_where_two_do(campaign: Campaign, unbroken: Campaign) -> None:
-    done = campaign.run("--segments", "1", "--steps-per-segment", "12")
+    done = campaign.run(*IN_ONE_SEGMENT)
 
     assert_complete(done, campaign)
     assert campaign.digest() == unbroken.digest()
@@ -23,7 +23,7 @@ def test_four_segments_end_where_two_do(campaign: Campaign, unbroken: Campaign) 
 
 @pytest.mark.slow
 def test_another_seed_ends_elsewhere(campaign: Campaign, unbroken: Campaign) -> None:
-    done = campaign.run("--set", "seed=8")
+    done = campaign.run(*IN_ONE_SEGMENT, "--set", "seed=8")
 
     assert_complete(done, campaign)
     assert campaign.digest() != unbroken.digest()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.campaign import SEGMENTS, STEPS_PER_SEGMENT, Campaign
+from e2e.campaign import IN_ONE_SEGMENT, SEGMENTS, STEPS_PER_SEGMENT, Campaign
 
 #: The data set and one candidate fit, not two.
 SMALL_BYTES = 1_200_000
@@ -29,7 +29,7 @@ def small_disk(campaign: Campaign) -> Iterator[Path]:
 def test_full_disk_is_an_incident_and_with_room_the_same_command_completes(
     campaign: Campaign, unbroken: Campaign, small_disk: Path
 ) -> None:
-    full = campaign.run()
+    full = campaign.run(*IN_ONE_SEGMENT)
     half_written = list(small_disk.rglob(".tmp*"))
     incidents = campaign.summary()["incidents"]
 
@@ -40,7 +40,7 @@ def test_full_disk_is_an_incident_and_with_room_the_same_command_completes(
     assert [incident["cause"] for incident in incidents] == ["storage_unavailable"]
 
     subprocess.run(["mount", "-o", f"remount,size={ENOUGH_BYTES}", str(small_disk)], check=True)
-    done = campaign.run()
+    done = campaign.run(*IN_ONE_SEGMENT)
 
     assert done.returncode == 0, done.stderr[-4000:]
     summary = campaign.summary()

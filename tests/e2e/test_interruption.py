@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from e2e.campaign import INTERVAL_STEPS, SEGMENTS, STEPS_PER_SEGMENT, Campaign, assert_complete
+from e2e.campaign import IN_ONE_SEGMENT, INTERVAL_STEPS, SEGMENTS, STEPS_PER_SEGMENT, Campaign, assert_complete
 
 #: Generous: a stage may take minutes to start on a machine that runs everything else too.
 PATIENCE_S = 400.0
@@ -19,12 +19,12 @@ FIRST_CANDIDATE = "experiments/experiment/checkpoints/0000-00-0000/manifest.json
 
 @pytest.mark.slow
 def test_command_killed_in_training_goes_on_with_the_unbroken_digest(campaign: Campaign, unbroken: Campaign) -> None:
-    command = campaign.start()
+    command = campaign.start(*IN_ONE_SEGMENT)
     wait_for(campaign.root / FIRST_CANDIDATE, command)
     os.killpg(command.pid, signal.SIGKILL)
     command.wait()
 
-    done = campaign.run()
+    done = campaign.run(*IN_ONE_SEGMENT)
 
     assert_complete(done, campaign)
     assert campaign.digest() == unbroken.digest()
@@ -32,12 +32,12 @@ def test_command_killed_in_training_goes_on_with_the_unbroken_digest(campaign: C
 
 @pytest.mark.slow
 def test_a_root_that_was_deleted_is_used_again_as_if_it_were_new(campaign: Campaign, unbroken: Campaign) -> None:
-    command = campaign.start()
+    command = campaign.start(*IN_ONE_SEGMENT)
     wait_for(campaign.root / FIRST_CANDIDATE, command)
     kill_everything(campaign, command)
     shutil.rmtree(campaign.root)
 
-    done = campaign.run()
+    done = campaign.run(*IN_ONE_SEGMENT)
 
     summary = assert_complete(done, campaign)
     assert summary["incidents"] == []
@@ -46,11 +46,11 @@ def test_a_root_that_was_deleted_is_used_again_as_if_it_were_new(campaign: Campa
 
 @pytest.mark.slow
 def test_every_process_killed_in_training_goes_on_with_the_unbroken_digest(campaign: Campaign, unbroken: Campaign) -> None:
-    command = campaign.start()
+    command = campaign.start(*IN_ONE_SEGMENT)
     wait_for(campaign.root / FIRST_CANDIDATE, command)
     kill_everything(campaign, command)
 
-    done = campaign.run()
+    done = campaign.run(*IN_ONE_SEGMENT)
 
     summary = assert_complete(done, campaign)
     assert [incident["cause"] for incident in summary["incidents"]] in ([], ["vanished"])
@@ -62,7 +62,7 @@ def test_every_process_killed_in_training_goes_on_with_the_unbroken_digest(campa
 def test_interrupted_command_saves_says_how_to_go_on_and_does(
     campaign: Campaign, unbroken: Campaign, number: signal.Signals
 ) -> None:
-    command = campaign.start("--set", "checkpoint.interval_steps=5")
+    command = campaign.start(*IN_ONE_SEGMENT, "--set", "checkpoint.interval_steps=5")
     training = campaign.root / "experiments/experiment/segments/0000/attempts/00/requests/training_segment.json"
     wait_for(training, command)
     wait_for_ranks(campaign, command)
@@ -75,7 +75,7 @@ def test_interrupted_command_saves_says_how_to_go_on_and_does(
     assert "Traceback" not in log
     assert processes_of(campaign) == []
 
-    done = campaign.run("--set", "checkpoint.interval_steps=5")
+    done = campaign.run(*IN_ONE_SEGMENT, "--set", "checkpoint.interval_steps=5")
 
     assert done.returncode == 0, done.stderr[-4000:]
     assert campaign.summary()["state"] == "complete"
@@ -128,13 +128,13 @@ def test_complete_experiment_is_extended_and_trains_the_new_segment_only(campaig
 
 @pytest.mark.slow
 def test_two_commands_at_once_end_as_one(campaign: Campaign, unbroken: Campaign) -> None:
-    first = campaign.start()
+    first = campaign.start(*IN_ONE_SEGMENT)
     wait_for(campaign.root / "experiments/experiment/segments/0000/attempts/00/opened.json", first)
-    second = campaign.start()
+    second = campaign.start(*IN_ONE_SEGMENT)
     codes = (first.wait(PATIENCE_S), second.wait(PATIENCE_S))
 
     assert 0 in codes, (campaign.folder / "run.log").read_text()[-6000:]
-    done = campaign.run()
+    done = campaign.run(*IN_ONE_SEGMENT)
     summary = assert_complete(done, campaign)
     assert summary["tokens"] == unbroken.summary()["tokens"]
     assert campaign.digest() == unbroken.digest()

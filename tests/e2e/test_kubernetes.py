@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.campaign import Campaign, assert_complete, causes
+from e2e.campaign import IN_ONE_SEGMENT, Campaign, assert_complete, causes
 from e2e.kubelet import Kubelet
 from orchestrator.api_double import serving
 
@@ -44,16 +44,16 @@ def campaign(cluster: Kubelet, tmp_path: Path) -> Campaign:
 
 @dataclass
 class DeadNode:
-    """Kills the pod that lends its node to the training of a segment, as soon as a rank runs there."""
+    """Kills the pod that lends its node to an attempt at training, as soon as a rank runs there."""
 
     cluster: Kubelet
-    segment: int
+    attempt: int
     killed: list[str] = field(default_factory=list)
 
     def __call__(self, name: str) -> None:
         guest = f"{name}-1"
         has_ranks = any((self.cluster.folder / guest).rglob("rank-*.heartbeat.json"))
-        if f"-train-s{self.segment:04d}-" in name and has_ranks and not self.killed:
+        if f"-train-s0000-a{self.attempt:02d}-" in name and has_ranks and not self.killed:
             self.killed.append(guest)
             os.killpg(self.cluster.processes[name][1].pid, signal.SIGKILL)
 
@@ -64,19 +64,19 @@ class DeadNode:
 def test_a_rank_and_a_whole_pod_are_lost_and_healed_by_other_train_jobs_with_the_unbroken_digest(
     campaign: Campaign, cluster: Kubelet, tmp_path: Path, unbroken: Campaign
 ) -> None:
-    cluster.on_look = dead_node = DeadNode(cluster, segment=1)
+    cluster.on_look = dead_node = DeadNode(cluster, attempt=1)
 
-    done = campaign.run("--fault", "kill:rank=0,step=5", timeout_s=840.0)  # rank 0 is in the second pod, the stage in the first
+    done = campaign.run(*IN_ONE_SEGMENT, "--fault", "kill:rank=0,step=5", timeout_s=840.0)  # of the second pod
 
     (tmp_path / "command.log").write_text(done.stdout + done.stderr)
-    assert causes(assert_complete(done, campaign)) == [("process_crash", "retry_same_nodes")] * 2
+    assert causes(assert_complete(done, campaign)) == [("process_crash", "retry_same_nodes"), ("process_crash", "replace_node")]
     assert len(dead_node.killed) == 1
     assert cluster.refused == []
     jobs = [job["metadata"]["labels"]["prunella.stage"] for job in cluster.jobs.values()]
-    assert sorted(jobs) == ["gate_fabric"] * 4 + ["training_segment"] * 4
+    assert sorted(jobs) == ["gate_fabric"] * 3 + ["training_segment"] * 3
     assert {job["spec"]["trainer"]["numNodes"] for job in cluster.jobs.values()} == {2, 3}  # the spare's links are gated too
     gates = [pod["metadata"]["labels"]["prunella.stage"] for pod in cluster.pods.values()].count("gate_node")
-    assert gates == 3 * 4
+    assert gates == 3 * 3
     assert campaign.digest() == unbroken.digest()
     if importlib.util.find_spec("kubeflow"):
         assert "train_job_progress" in done.stderr + done.stdout

@@ -2,11 +2,11 @@
 
 import pytest
 
-from e2e.campaign import Campaign, assert_complete, causes
+from e2e.campaign import IN_ONE_SEGMENT, Campaign, assert_complete, causes
 
 
 def test_poisoned_gradient_rolls_back_and_the_second_time_skips_its_batch(campaign: Campaign, unbroken: Campaign) -> None:
-    done = campaign.run("--fault", "nan:rank=1,step=5", "--fault", "nan:step=5,rank=1")
+    done = campaign.run(*IN_ONE_SEGMENT, "--fault", "nan:rank=1,step=5", "--fault", "nan:step=5,rank=1")
 
     summary = assert_complete(done, campaign)
     assert causes(summary) == [("non_finite", "roll_back"), ("non_finite", "roll_back_and_skip")]
@@ -16,7 +16,7 @@ def test_poisoned_gradient_rolls_back_and_the_second_time_skips_its_batch(campai
 
 @pytest.mark.slow
 def test_poisoned_gradient_that_does_not_come_again_heals_exactly(campaign: Campaign, unbroken: Campaign) -> None:
-    done = campaign.run("--fault", "nan:rank=0,step=8")
+    done = campaign.run(*IN_ONE_SEGMENT, "--fault", "nan:rank=0,step=8")
 
     assert causes(assert_complete(done, campaign)) == [("non_finite", "roll_back")]
     assert campaign.digest() == unbroken.digest()

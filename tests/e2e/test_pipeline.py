@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.campaign import Campaign, assert_complete, causes
+from e2e.campaign import IN_ONE_SEGMENT, Campaign, assert_complete, causes
 from e2e.test_interruption import processes_of, wait_for, wait_for_ranks
 
 
@@ -29,7 +29,7 @@ def test_pipeline_heals_a_killed_rank_and_a_bad_node_with_the_unbroken_digest(pi
 def test_interrupted_pipeline_saves_leaves_nothing_running_and_is_finished_by_the_dag(
     pipeline: Campaign, unbroken: Campaign
 ) -> None:
-    command = pipeline.start("--set", "checkpoint.interval_steps=5")
+    command = pipeline.start(*IN_ONE_SEGMENT, "--set", "checkpoint.interval_steps=5")
     wait_for(pipeline.root / "experiments/experiment/segments/0000/attempts/00/requests/training_segment.json", command)
     wait_for_ranks(pipeline, command)
     command.send_signal(signal.SIGTERM)
@@ -40,7 +40,7 @@ def test_interrupted_pipeline_saves_leaves_nothing_running_and_is_finished_by_th
     assert log.splitlines()[-1].startswith("prunella: interrupted; not complete: the same command goes on")
     assert processes_of(pipeline) == []
 
-    done = Campaign(pipeline.folder).run("--set", "checkpoint.interval_steps=5")
+    done = Campaign(pipeline.folder).run(*IN_ONE_SEGMENT, "--set", "checkpoint.interval_steps=5")
 
     assert done.returncode == 0, done.stderr[-4000:]
     assert pipeline.digest() == unbroken.digest()

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from e2e.campaign import Campaign, assert_complete, causes
+from e2e.campaign import IN_ONE_SEGMENT, Campaign, assert_complete, causes
 
 AWAY_S = 6.0
 PATIENCE_S = 400.0
@@ -14,7 +14,7 @@ PATIENCE_S = 400.0
 def test_store_that_goes_away_in_training_is_waited_for_with_the_unbroken_digest(
     campaign: Campaign, unbroken: Campaign
 ) -> None:
-    command = campaign.start()
+    command = campaign.start(*IN_ONE_SEGMENT)
     training = campaign.root / "experiments/experiment/segments/0000/attempts/00/requests/training_segment.json"
     deadline = time.monotonic() + PATIENCE_S
     while not training.exists():
@@ -30,7 +30,7 @@ def test_store_that_goes_away_in_training_is_waited_for_with_the_unbroken_digest
 
     assert not was_made_anew
     assert code == 0, (campaign.folder / "run.log").read_text()[-6000:]
-    summary = assert_complete(campaign.run(), campaign)
+    summary = assert_complete(campaign.run(*IN_ONE_SEGMENT), campaign)
     assert {cause for cause, _ in causes(summary)} <= {"storage_unavailable"}
     assert campaign.digest() == unbroken.digest()
 

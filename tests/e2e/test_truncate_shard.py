@@ -2,12 +2,12 @@
 
 import pytest
 
-from e2e.campaign import Campaign, assert_complete, causes
+from e2e.campaign import IN_ONE_SEGMENT, Campaign, assert_complete, causes
 
 
 @pytest.mark.slow
 def test_truncated_shard_is_rebuilt_from_the_corpus_with_the_unbroken_digest(campaign: Campaign, unbroken: Campaign) -> None:
-    done = campaign.run("--fault", "truncate-shard:shard=0")
+    done = campaign.run(*IN_ONE_SEGMENT, "--fault", "truncate-shard:shard=0")
 
     summary = assert_complete(done, campaign)
     assert causes(summary) == [("data_corrupt", "retry_same_nodes")]
