@@ -24,7 +24,7 @@ from prunella.errors import Cause
 from prunella.launch.images import TRAINER, WORKER
 from prunella.ledger import Ledger, open_ledger
 from prunella.orchestration import live
-from prunella.orchestration.claim import next_segment
+from prunella.orchestration.progress import incidents
 
 SCRIPT = Path(__file__).resolve().parents[2] / "containers" / "stack.py"
 AIRFLOW = "airflow"
@@ -46,7 +46,7 @@ def test_stack_moves_to_own_bucket_postgresql_and_data_by_its_one_file(tmp_path:
             ledger = train(settings, bucket)
 
             assert ledger.config().data.inputs == (str(books),)
-            assert [incident.diagnosis.cause for close in closes(ledger) for incident in close] == [Cause.PROCESS_CRASH]
+            assert [incident.diagnosis.cause for _, _, incident in incidents(ledger)] == [Cause.PROCESS_CRASH]
             assert ends_of_runs(server) == ["success", "success"]
             assert server.ask("mlflow", "SELECT count(*) FROM experiments WHERE name = 'prunella'") == [(1,)]
             assert "prunella" in pages_of_mlflow(settings)
@@ -145,12 +145,6 @@ def ends_of_runs(server: Postgres) -> list[str]:
         assert time.monotonic() < deadline, states
         time.sleep(1.0)
     return states
-
-
-def closes(ledger: Ledger) -> list[tuple[object, ...]]:
-    assert next_segment(ledger) is None
-    found = [ledger.closed(run.segment, run.run_index) for segment in (0, 1) for run in ledger.runs(segment)]
-    return [close.incidents for close in found if close is not None]
 
 
 def pages_of_mlflow(settings: dict[str, str]) -> str:
