@@ -47,7 +47,14 @@ from prunella.storage import FolderStore, RetryingStore  # noqa: E402
 
 _MISSING_SYSTEM = "make system"
 #: Files of over four minutes on two cores, longest first (2026-11).
-_LONGEST = ("test_kill_series.py", "test_bucket.py", "test_interruption.py", "test_pages.py", "test_postgres.py")
+_LONGEST = (
+    "test_kill_series.py",
+    "test_bucket.py",
+    "test_interruption.py",
+    "test_stack.py",
+    "test_pages.py",
+    "test_postgres.py",
+)
 #: A test that waits for the store waits a tenth of a second, not a minute.
 _IMPATIENT = StorageConfig(retry_s=0.1, first_delay_s=0.01, max_delay_s=0.02)
 
