@@ -14,9 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from prunella.config import Config
 from prunella.node_pods import LOST, PodLauncher, Shared, is_guest, reached, secret_of
 from prunella.node_processes import LOOPBACK, LocalLauncher, NodeProcess, free_port, kill_groups, process_start
-from prunella.records import NodeRef
+from prunella.records import GateFabricRequest, NodeRef, Stage
 
 HERE, THERE, ABSENT = NodeRef(name="node-1"), NodeRef(name="node-0"), NodeRef(name="node-2")
 SECRET = secret_of(b"what was asked")
@@ -293,7 +294,11 @@ def test_a_file_that_was_not_agreed_upon_ends_the_line(host: PodLauncher, tmp_pa
 def test_without_other_pods_every_node_is_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PET_NNODES", "1")
 
-    with reached((HERE, THERE), tmp_path, SHARED, SECRET, patience_s=1.0) as launcher:
+    request = GateFabricRequest(
+        stage=Stage.GATE_FABRIC, root="r", experiment="e", config_digest="d", output="o", nodes=(HERE, THERE), wanted=2
+    )
+
+    with reached(Config(), request, tmp_path, SHARED) as launcher:
         assert isinstance(launcher, LocalLauncher)
     assert not is_guest()
 

@@ -14,7 +14,7 @@ from prunella.config import Config
 from prunella.errors import Cause
 from prunella.health_gate.fabric_round import run_round
 from prunella.health_gate.fabric_rules import conclude, describe
-from prunella.node_pods import Shared, reached, secret_of
+from prunella.node_pods import Shared, reached
 from prunella.node_processes import NodeLauncher
 from prunella.records import (
     CheckResult,
@@ -28,7 +28,6 @@ from prunella.records import (
     Span,
     Stage,
     Verdict,
-    to_bytes,
 )
 from prunella.scratch import attempt_scratch
 
@@ -42,8 +41,7 @@ _SHARED = Shared(from_guests=(f"{_ROUND}*/*",))
 def run(config: Config, request: GateFabricRequest) -> GateFabricRecord:
     """Find `request.wanted` nodes whose links are good."""
     scratch = attempt_scratch(request.root, request.experiment, request.segment, request.attempt, opened_ns=request.opened_ns)
-    patience_s = config.training.startup_timeout_s
-    with reached(request.nodes, scratch, _SHARED, secret_of(to_bytes(request)), patience_s=patience_s) as launcher:
+    with reached(config, request, scratch, _SHARED) as launcher:
         return gate(config, request, scratch, launcher)
 
 

@@ -37,9 +37,7 @@ from prunella.records import (
     TrainRequest,
     ValidateRequest,
     Verdict,
-    to_bytes,
 )
-from prunella.scratch import attempt_scratch
 from prunella.storage import open_patiently
 
 logger = logging.getLogger(__name__)
@@ -72,8 +70,8 @@ def run_stage(stage: Stage, *, root: str, key: str, handle: Path | None = None) 
     _end_on_sigterm()
     started_ns = time.time_ns()
     ledger, request, config = load_request(stage, root, key)
-    if node_pods.is_guest():
-        return _be_guest(config, request)
+    if node_pods.is_guest():  # in a TrainJob every pod runs this command: the first runs the stage
+        return EXIT_RECORDED if node_pods.lend(config, request) else EXIT_HOST_LOST
     logger.info("stage_started stage=%s request=%s", stage, key)
     try:
         record = importlib.import_module(STAGES[stage][0]).run(config, request)
@@ -92,13 +90,6 @@ def _end_on_sigterm() -> None:
     stage that saves first sets a handler of its own."""
     if os.getpid() == 1:
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
-
-
-def _be_guest(config: Config, request: Request) -> int:
-    """In a TrainJob every pod runs this command: the first runs the stage, the others lend it their processes."""
-    scratch = attempt_scratch(request.root, request.experiment, request.segment, request.attempt, opened_ns=request.opened_ns)
-    secret, patience_s = node_pods.secret_of(to_bytes(request)), config.training.startup_timeout_s
-    return EXIT_RECORDED if node_pods.be_guest(scratch, secret, patience_s=patience_s) else EXIT_HOST_LOST
 
 
 def load_request(stage: Stage, root: str, key: str) -> tuple[Ledger, Any, Config]:

@@ -16,7 +16,7 @@ from prunella.checkpoint_metrics import ship_metrics
 from prunella.config import Config
 from prunella.errors import Cause, Fenced, StorageError
 from prunella.ledger import Ledger, open_ledger
-from prunella.node_pods import reached, secret_of
+from prunella.node_pods import reached
 from prunella.node_processes import NodeLauncher, NodeProcess, kill_groups
 from prunella.records import (
     CheckpointManifest,
@@ -28,7 +28,6 @@ from prunella.records import (
     TrainRecord,
     TrainRequest,
     Verdict,
-    to_bytes,
 )
 from prunella.scratch import attempt_scratch
 from prunella.training_segment.agents import end_ranks, log_tail, start_agents
@@ -52,8 +51,7 @@ def run(config: Config, request: TrainRequest) -> TrainRecord:
         StorageUnavailable: the ledger did not answer before the start or after the end.
     """
     scratch = attempt_scratch(request.root, request.experiment, request.segment, request.attempt, opened_ns=request.opened_ns)
-    patience_s = config.training.startup_timeout_s
-    with reached(request.nodes, scratch, SHARED, secret_of(to_bytes(request)), patience_s=patience_s) as launcher:
+    with reached(config, request, scratch, SHARED) as launcher:
         return _run(config, request, scratch, launcher)
 
 
