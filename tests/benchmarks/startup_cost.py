@@ -27,17 +27,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from e2e.campaign import Campaign, assert_complete
 from engine import engine_with
 from prunella.launch.images import TRAINER, WORKER
-from prunella.ledger import Ledger, open_ledger
+from prunella.ledger import LAUNCHED, Ledger, open_ledger
 from prunella.records import RECORD_OF, FailedRecord, StageLaunched
 
 LAUNCHERS = {"local": ("run",), "container": ("run",), "kfp": ("pipeline", "run-local")}
-SUFFIX = ".launched-0.json"
+SUFFIX = f"{LAUNCHED}0.json"
 
 
 def main() -> None:
     """Measure, and print one table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("launchers", nargs="*", metavar="LAUNCHER", help=f"which; {', '.join(LAUNCHERS)} by default")
+    which = f"which of {', '.join(LAUNCHERS)}; all by default"
+    parser.add_argument("launchers", nargs="*", choices=list(LAUNCHERS), metavar="LAUNCHER", help=which)
     chosen = parser.parse_args().launchers or list(LAUNCHERS)
     rows: dict[str, dict[str, float]] = {}
     digests = set()
