@@ -5,6 +5,7 @@ newest verified checkpoint, and never a manifest, a verdict or a mark: those are
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -57,6 +58,35 @@ def newest_verified(ledger: Ledger) -> CheckpointStatus | None:
     """The furthest checkpoint that is verified and was neither revoked nor pruned; None if there is none."""
     verified = [status for status in list_checkpoints(ledger) if status.state is CheckpointState.VERIFIED]
     return verified[-1] if verified else None
+
+
+def recent_checkpoints(ledger: Ledger, segment: int) -> Iterator[CheckpointManifest]:
+    """Committed checkpoints up to a segment that are still there, newest step first."""
+    for number in range(segment, -1, -1):
+        found = [m for attempt in ledger.attempts(number) for m in ledger.candidates(number, attempt.attempt)]
+        for manifest in sorted(found, key=lambda m: (m.step, m.attempt), reverse=True):
+            if not any(ledger.mark(manifest.name, mark) for mark in ("revoked", "pruned")):
+                yield manifest
+
+
+def verified_before(ledger: Ledger, segment: int, step: int) -> CheckpointRef | None:
+    """The newest verified checkpoint older than a step."""
+    for manifest in recent_checkpoints(ledger, segment):
+        if manifest.step < step and is_verified(ledger, manifest.name):
+            return ledger.ref(manifest)
+    return None
+
+
+def is_verified(ledger: Ledger, name: str) -> bool:
+    """Whether validation accepted the checkpoint."""
+    verdict = ledger.validation(name)
+    return verdict is not None and verdict.verdict is Verdict.ACCEPTED
+
+
+def is_rejected(ledger: Ledger, name: str) -> bool:
+    """Whether validation rejected it."""
+    verdict = ledger.validation(name)
+    return verdict is not None and verdict.verdict is not Verdict.ACCEPTED
 
 
 def _status(ledger: Ledger, manifest: CheckpointManifest) -> CheckpointStatus:

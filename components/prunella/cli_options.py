@@ -47,9 +47,12 @@ def ledger_of(root: str, experiment: str | None) -> "Ledger":
 
 
 def store_of(root: str) -> "Store":
-    """The object store at a root."""
+    """The object store at a root. Raises ConfigError where a folder is not there."""
+    from prunella.errors import ConfigError
     from prunella.storage import open_patiently
 
+    if "://" not in root and not Path(root).is_dir():
+        raise ConfigError(f"--root {root}: no such folder; start an experiment with `prunella run --root {root}`")
     return open_patiently(absolute(root))
 
 

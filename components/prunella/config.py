@@ -7,6 +7,7 @@ here, once, with advice; the rest of the code trusts what it gets.
 
 import dataclasses
 import json
+import math
 import tomllib
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,6 +17,9 @@ from urllib.parse import urlsplit
 
 from prunella import codec
 from prunella.errors import ConfigError
+
+#: `grouped_mm` wants row strides in multiples of 16 bytes, 8 elements of bfloat16. Source: its own error, torch 2.13, 2026-11.
+WIDTH_MULTIPLE = 8
 
 
 class RouterScore(StrEnum):
@@ -100,7 +104,14 @@ class ModelConfig:
         )
         _require(self.seq_len >= 2, "model.seq_len", "at least 2", self.seq_len)
         _require(len(self.top_k) in (1, self.n_layers), "model.top_k", "one entry, or one a layer", list(self.top_k))
+        _check(self, "model", least=0, names=("n_experts", "n_dense_layers", "n_shared_experts"))
+        _check(self, "model", least=1, names=("ffn_dim", "expert_ffn_dim"))
+        _check(self, "model", above=0, names=("rope_theta", "norm_eps", "init_std"))
+        _check(self, "model", least=0, names=("load_balance_coef", "router_z_coef", "router_bias_rate"))
         if self.n_experts:
+            for name in ("d_model", "expert_ffn_dim"):
+                multiple = f"a multiple of {WIDTH_MULTIPLE} (grouped_mm aligns rows to 16 bytes)"
+                _require(getattr(self, name) % WIDTH_MULTIPLE == 0, f"model.{name}", multiple, getattr(self, name))
             bad = [k for k in self.top_k if not 1 <= k <= self.n_experts]
             _require(not bad, "model.top_k", f"between 1 and model.n_experts = {self.n_experts}", list(self.top_k))
 
@@ -136,7 +147,7 @@ class DataConfig:
         _require(bool(self.inputs), "data.inputs", "at least one file, glob or folder", list(self.inputs))
         _require(0.0 < self.heldout_fraction < 0.5, "data.heldout_fraction", "between 0 and 0.5", self.heldout_fraction)
         _require(self.shard_tokens >= 1024, "data.shard_tokens", "at least 1024", self.shard_tokens)
-        _require(self.workers >= 1, "data.workers", "at least 1", self.workers)
+        _check(self, "data", least=1, names=("workers", "tokenizer_train_bytes", "max_bytes"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,8 +167,11 @@ class OptimConfig:
     precision: Precision = Precision.FP32
 
     def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, "optim.learning_rate", "positive", self.learning_rate)
-        _require(len(self.betas) == 2, "optim.betas", "two numbers", list(self.betas))
+        _check(self, "optim", above=0, names=("learning_rate", "grad_clip_norm"))
+        _check(self, "optim", least=0, names=("eps", "weight_decay", "warmup_steps", "decay_fraction"))
+        _require(self.decay_fraction <= 1, "optim.decay_fraction", "at most 1", self.decay_fraction)
+        are_betas = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        _require(are_betas, "optim.betas", "two numbers, from 0 to less than 1", list(self.betas))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,6 +194,10 @@ class ParallelConfig:
     expert_parallel: int = 0
     #: CPU threads of a rank; recorded, because another value rounds differently (DESIGN 4.11).
     threads_per_rank: int = 1
+
+    def __post_init__(self) -> None:
+        _check(self, "parallel", least=0, names=("expert_parallel",))
+        _check(self, "parallel", least=1, names=("threads_per_rank",))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,7 +232,10 @@ class CheckpointConfig:
             "at least 1: the last verified checkpoint is never deleted",
             self.keep_last,
         )
-        _require(self.keep_local >= 0, "checkpoint.keep_local", "at least 0", self.keep_local)
+        _check(self, "checkpoint", least=0, names=("keep_local", "keep_every"))
+        _check(self, "checkpoint", least=1, names=("max_unsaved_steps",))
+        _check(self, "checkpoint", above=0, names=("probe_loss_rtol", "probe_loss_rtol_bf16"))
+        _check(self, "checkpoint", above=1, names=("max_norm_ratio",))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -237,6 +258,11 @@ class GateConfig:
     max_exclusions: int = 4
     exclusion_window_s: float = 3600.0
 
+    def __post_init__(self) -> None:
+        _check(self, "gate", least=1, names=("matrix_size", "memory_mib"))
+        _check(self, "gate", above=0, names=("max_error_ulps", "max_clock_skew_ms", "fabric_timeout_s", "node_timeout_s"))
+        _check(self, "gate", least=0, names=("min_free_disk_mib", "max_exclusions", "exclusion_window_s"))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
@@ -258,10 +284,9 @@ class EvaluationConfig:
     sample_tokens: int = 64
 
     def __post_init__(self) -> None:
-        least = {"heldout_sequences": 1, "questions": 0, "choices": 2, "few_shot": 0, "batch_size": 1, "sample_tokens": 0}
-        for name, bound in least.items():
-            found = getattr(self, name)
-            _require(found >= bound, f"evaluation.{name}", f"at least {bound}", found)
+        _check(self, "evaluation", least=0, names=("questions", "few_shot", "sample_tokens", "max_acc_drop_sigmas"))
+        _check(self, "evaluation", least=1, names=("heldout_sequences", "batch_size"))
+        _check(self, "evaluation", least=2, names=("choices",))
 
 
 class Unattended(StrEnum):
@@ -285,7 +310,8 @@ class PolicyConfig:
     unattended: Unattended = Unattended.STOP
 
     def __post_init__(self) -> None:
-        _require(self.ceiling >= 1, "policy.ceiling", "at least 1", self.ceiling)
+        _check(self, "policy", least=0, names=("infrastructure_budget", "workload_budget", "unknown_budget"))
+        _check(self, "policy", least=1, names=("ceiling", "failures_before_replace"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -303,6 +329,11 @@ class TrainingConfig:
     grace_s: float = 25.0
     fence_poll_s: float = 5.0
 
+    def __post_init__(self) -> None:
+        _check(self, "training", least=1, names=("hang_factor",))
+        times = ("hang_floor_s", "startup_timeout_s", "wall_clock_limit_s", "grace_s", "fence_poll_s")
+        _check(self, "training", above=0, names=times)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StorageConfig:
@@ -311,6 +342,10 @@ class StorageConfig:
     retry_s: float = 60.0
     first_delay_s: float = 0.1
     max_delay_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        _check(self, "storage", least=0, names=("retry_s",))
+        _check(self, "storage", above=0, names=("first_delay_s", "max_delay_s"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -323,6 +358,7 @@ class TrackingConfig:
     timeout_s: float = 120.0
 
     def __post_init__(self) -> None:
+        _check(self, "tracking", above=0, names=("timeout_s",))
         if self.uri is not None and "@" in urlsplit(self.uri).netloc:
             raise ConfigError(
                 "tracking.uri: expected an address without user and password, found one with them (not shown): a configuration "
@@ -370,6 +406,16 @@ class Config:
 def _require(is_met: bool, key: str, expected: str, found: object) -> None:
     if not is_met:
         raise ConfigError(f"{key}: expected {expected}, found {found!r}")
+
+
+def _check(table: object, name: str, *, names: tuple[str, ...], least: float = -math.inf, above: float = -math.inf) -> None:
+    """Numbers of one table that are bounded alike: finite, at least `least`, more than `above`. None does not apply."""
+    bounds = ((least, f"at least {least:g}"), (above, f"more than {above:g}"))
+    expected = next((words for bound, words in bounds if math.isfinite(bound)), "a number")
+    for key in names:
+        found = getattr(table, key)
+        is_met = found is None or (math.isfinite(found) and found >= least and found > above)
+        _require(is_met, f"{name}.{key}", expected, found)
 
 
 # ------------------------------------------------------------------------------------------------ reading and overriding
@@ -422,21 +468,29 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def read_file(path: Path, base: Config) -> Config:
-    """`experiment.toml` over `base`.
+def parse_file(path: Path) -> dict[str, Any]:
+    """What an `experiment.toml` says, unchecked.
 
     Raises:
-        ConfigError: the file is missing, no TOML, or holds an unknown key or a wrong type.
+        ConfigError: the file is missing or no TOML.
     """
     try:
-        values = tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text())
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such configuration file; `prunella recipe show tiny_moe --toml` prints one") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a readable TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
-    return from_mapping(_merge(to_mapping(base), values), str(path))
+
+
+def over(base: Config, values: dict[str, Any], where: str) -> Config:
+    """A parsed `experiment.toml` laid over `base`.
+
+    Raises:
+        ConfigError: it holds an unknown key, a wrong type or a value that cannot be.
+    """
+    return from_mapping(_merge(to_mapping(base), values), where)
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,8 @@ absence is reported as `None` for the caller to judge.
 """
 
 import hashlib
+import itertools
+import logging
 import re
 from typing import TypeVar
 
@@ -45,6 +47,8 @@ from prunella.records import (
     to_bytes,
 )
 from prunella.storage import RetryingStore, Store, open_patiently, open_store
+
+logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Record)
 S = TypeVar("S", bound=StageRecord)
@@ -288,8 +292,20 @@ class Ledger:
         return f"{self.checkpoint_prefix(name)}/{mark}.json"
 
     def candidates(self, segment: int, attempt: int) -> list[CheckpointManifest]:
-        """Committed checkpoints of an attempt, oldest first."""
-        return self._dense(CheckpointManifest, self.manifest_key(f"{segment:04d}-{attempt:02d}-{{:04d}}"))
+        """Committed checkpoints of an attempt, oldest first. One whose manifest is damaged is none: what it says of its
+        files proves nothing, and it is left as it lies."""
+        found: list[CheckpointManifest] = []
+        for index in itertools.count():
+            key = self.manifest_key(f"{segment:04d}-{attempt:02d}-{index:04d}")
+            try:
+                manifest = self.find(CheckpointManifest, key)
+            except DigestMismatch as error:
+                logger.warning("manifest_damaged error=%s", error)
+                continue
+            if manifest is None:
+                break
+            found.append(manifest)
+        return found
 
     def manifest(self, ref: CheckpointRef) -> CheckpointManifest:
         """The manifest a reference points to. Raises DigestMismatch, KeyMissing."""

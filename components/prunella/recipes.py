@@ -167,5 +167,5 @@ def recipe(name: str) -> Config:
         ConfigError: there is no such recipe.
     """
     if name not in RECIPES:
-        raise ConfigError(f"--recipe: expected one of {', '.join(RECIPES)}, found {name!r}{codec.suggest(name, list(RECIPES))}")
+        raise ConfigError(f"recipe: expected one of {', '.join(RECIPES)}, found {name!r}{codec.suggest(name, list(RECIPES))}")
     return RECIPES[name]()

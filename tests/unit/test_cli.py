@@ -199,6 +199,12 @@ def test_a_root_that_is_not_there_is_one_clear_line_and_is_not_made(prunella: Pr
     assert not root.exists()
 
 
+def test_the_nodes_of_a_root_that_is_not_there_are_not_waited_for(prunella: Prunella, root: str) -> None:
+    prunella("node", "list", "--root", f"{root}/typo", expect=EXIT_ERROR)
+
+    assert prunella.err.endswith(f"no such folder; start an experiment with `prunella run --root {root}/typo`\n")
+
+
 def test_among_several_experiments_one_must_be_named_and_they_are_listed(prunella: Prunella, root: str) -> None:
     for name in ("alpha", "beta"):
         Story(root=root, name=name).begin()

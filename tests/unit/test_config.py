@@ -36,8 +36,8 @@ def test_the_experiment_spans_all_its_segments() -> None:
         ("seed=8", lambda c: c.seed == 8),
         ("optim.learning_rate=1e-3", lambda c: c.optim.learning_rate == 1e-3),
         ("optim.learning_rate = 1", lambda c: c.optim.learning_rate == 1.0),
-        ("recipe=tiny_dense", lambda c: c.recipe == "tiny_dense"),
-        ('recipe="tiny_dense"', lambda c: c.recipe == "tiny_dense"),
+        ("schedule=continuous", lambda c: c.schedule == "continuous"),
+        ('schedule="continuous"', lambda c: c.schedule == "continuous"),
         ("schedule=cron:*/5 * * * *", lambda c: c.schedule == "cron:*/5 * * * *"),
         ("schedule=cron:0 = 1", lambda c: c.schedule == "cron:0 = 1"),
         ("model.top_k=[1]", lambda c: c.model.top_k == (1,)),
@@ -74,6 +74,14 @@ def test_the_last_of_two_assignments_wins_and_the_base_is_untouched() -> None:
         ("model=3", "--set.model: expected a table, found int 3"),
         ("model.top_k=2", "--set.model.top_k: expected a list, found int 2"),
         ("optim.schedule=linear", "--set.optim.schedule: expected one of warmup_stable_decay, cosine, found str 'linear'"),
+        ("optim.betas=[0.9,1.5]", "optim.betas: expected two numbers, from 0 to less than 1, found [0.9, 1.5]"),
+        ("optim.eps=-1.0", "optim.eps: expected at least 0, found -1.0"),
+        ("optim.learning_rate=inf", "optim.learning_rate: expected more than 0, found inf"),
+        ("parallel.threads_per_rank=0", "parallel.threads_per_rank: expected at least 1, found 0"),
+        ("model.d_model=100", "model.d_model: expected a multiple of 8 (grouped_mm aligns rows to 16 bytes), found 100"),
+        ("checkpoint.max_unsaved_steps=0", "checkpoint.max_unsaved_steps: expected at least 1, found 0"),
+        ("training.wall_clock_limit_s=-1.0", "training.wall_clock_limit_s: expected more than 0, found -1.0"),
+        ("checkpoint.max_norm_ratio=1.0", "checkpoint.max_norm_ratio: expected more than 1, found 1.0"),
         ("nodes=0", "nodes: expected at least 1, found 0"),
         ("schedule=hourly", "schedule: expected manual, continuous or cron:EXPR, found 'hourly'"),
     ],
@@ -116,7 +124,7 @@ def test_a_file_overrides_only_what_it_names(tmp_path: Path) -> None:
     path = tmp_path / "experiment.toml"
     path.write_text('seed = 3\n[model]\nn_layers = 2\n[data]\ninputs = ["corpus"]\n')
 
-    read = config.read_file(path, config.override(Config(), ["model.d_model=64"]))
+    read = config.over(config.override(Config(), ["model.d_model=64"]), config.parse_file(path), str(path))
 
     assert (read.seed, read.model.n_layers, read.model.d_model, read.data.inputs) == (3, 2, 64, ("corpus",))
 
@@ -136,7 +144,7 @@ def test_a_bad_file_is_refused_with_its_path(tmp_path: Path, content: bytes, mes
     path.write_bytes(content)
 
     with pytest.raises(ConfigError) as caught:
-        config.read_file(path, Config())
+        config.over(Config(), config.parse_file(path), str(path))
 
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
@@ -145,7 +153,7 @@ def test_a_bad_file_is_refused_with_its_path(tmp_path: Path, content: bytes, mes
 @pytest.mark.parametrize(("name", "message"), [("absent.toml", "no such configuration file"), (".", "cannot be read")])
 def test_a_file_that_cannot_be_opened_is_a_configuration_error(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        config.read_file(tmp_path / name, Config())
+        config.parse_file(tmp_path / name)
 
 
 def test_the_difference_of_two_configurations_names_each_leaf_once() -> None:

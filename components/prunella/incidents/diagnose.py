@@ -30,19 +30,38 @@ _OBSERVED = (Cause.HANG, Cause.PROCESS_CRASH)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OlderCheckpoint:
+    """A checkpoint of an earlier attempt, and what validation said when this one wanted to resume from it."""
+
+    step: int
+    record: ValidationRecord | FailedRecord
+
+    @property
+    def is_rejected(self) -> bool:
+        return isinstance(self.record, ValidationRecord) and self.record.verdict is not Verdict.ACCEPTED
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Evidence:
-    """What the ledger holds of one attempt. A stage never asked is None and not in `asked`."""
+    """What the ledger holds of one attempt. A stage never asked is None and not in `asked`.
+
+    `opening` are the checkpoints it had judged to find its resume point, newest first.
+    """
 
     asked: frozenset[Stage]
     gate: dict[str, GateNodeRecord | FailedRecord | None]
     fabric: GateFabricRecord | FailedRecord | None = None
     train: TrainRecord | FailedRecord | None = None
     validation: ValidationRecord | FailedRecord | None = None
+    opening: tuple[OlderCheckpoint, ...] = ()
 
 
 def diagnose(evidence: Evidence) -> Diagnosis | None:
     """What went wrong with the attempt; None when every stage accepted."""
     if not evidence.asked:
+        for older in evidence.opening:
+            if isinstance(older.record, FailedRecord):
+                return from_failure(Stage.CHECKPOINT_VALIDATION, older.record)
         return _vanished("the attempt was opened, but nothing of it ran: its orchestrator died or was stopped")
     in_order: tuple[tuple[Stage, StageRecord | None], ...] = (
         (Stage.GATE_FABRIC, evidence.fabric),

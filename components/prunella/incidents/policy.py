@@ -53,7 +53,8 @@ class Case:
     """All that a decision may depend on.
 
     `diagnosis` is None when every stage accepted. `is_finished` says that the segment's last step was reached and
-    verified; an attempt stopped by a signal or the wall clock is healthy but not finished.
+    verified; an attempt stopped by a signal or the wall clock is healthy but not finished. `has_replacement` says that
+    enough nodes would be left without the one the diagnosis names.
     """
 
     diagnosis: Diagnosis | None
@@ -62,6 +63,7 @@ class Case:
     is_finished: bool
     is_stop_requested: bool
     is_breaker_open: bool
+    has_replacement: bool
     settings: PolicyConfig
 
 
@@ -108,10 +110,16 @@ def _is_budget_spent(case: Case) -> bool:
 
 
 def _is_same_node_again(case: Case) -> bool:
+    """Whether the node crashed or hung often enough. That it read the damaged shard first, say, speaks not against it."""
     if case.diagnosis is None or case.diagnosis.node is None:
         return False
-    before = sum(failure.node == case.diagnosis.node for failure in case.history)
+    before = sum(failure.node == case.diagnosis.node and failure.cause in _NODE_CAUSES for failure in case.history)
     return before + 1 >= case.settings.failures_before_replace
+
+
+def _is_replaceable_again(case: Case) -> bool:
+    """A node that only crashes is better than none: without another in its place the experiment would stand still."""
+    return _is_same_node_again(case) and case.has_replacement
 
 
 def _is_same_step_again(case: Case) -> bool:
@@ -130,7 +138,8 @@ def _is_store_full(case: Case) -> bool:
     return found is not None and found.cause is Cause.STORAGE_UNAVAILABLE and found.evidence.get("error") == "StorageFull"
 
 
-_CRASH = _is(Cause.PROCESS_CRASH, Cause.HANG)
+_NODE_CAUSES = (Cause.PROCESS_CRASH, Cause.HANG)
+_CRASH = _is(*_NODE_CAUSES)
 
 TABLE: tuple[Row, ...] = (
     Row(
@@ -150,7 +159,8 @@ TABLE: tuple[Row, ...] = (
         "the node failed its checks",
     ),
     Row("too_few_nodes", _is(Cause.NODE_UNHEALTHY), Action.ASK, "fewer healthy nodes than needed; a person repairs some"),
-    Row("same_node_again", _both(_CRASH, _is_same_node_again), Action.REPLACE_NODE, "the same node failed again"),
+    Row("same_node_again", _both(_CRASH, _is_replaceable_again), Action.REPLACE_NODE, "the same node failed again"),
+    Row("same_node_kept", _both(_CRASH, _is_same_node_again), Action.RETRY_SAME_NODES, "failed again, and none takes its place"),
     Row("crashed", _CRASH, Action.RETRY_SAME_NODES, "a first failure; the same nodes, from the newest good checkpoint"),
     Row("vanished", _is(Cause.VANISHED), Action.RETRY_SAME_NODES, "no record, no success; trying again"),
     Row("storage_full", _is_store_full, Action.ASK, "trying again does not make room; a person does"),

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from prunella.config import Config, ModelConfig, Precision
+from prunella.model.expert_layout import expert_parallel_size
 
 _FP32_BYTES = 4
 
@@ -221,7 +222,6 @@ def describe(config: Config, *, world_size: int, expert_parallel: int = 0) -> De
     """
     import torch
 
-    from prunella.model.parallel import expert_parallel_size
     from prunella.model.transformer import Transformer
 
     with torch.device("meta"):

@@ -14,25 +14,16 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from prunella.config import ModelConfig
-from prunella.errors import ConfigError
 from prunella.model.expert_exchange import combine, dispatch, invert, permute_rows
 from prunella.model.feed_forward import SwiGLU
 from prunella.model.router import Router, RouterOutput
 
-#: `grouped_mm` wants row strides in multiples of 16 bytes, 8 elements of bfloat16. Source: its own error, torch 2.13, 2026-11.
-_WIDTH_MULTIPLE = 8
-
 
 class Experts(nn.Module):
-    """E SwiGLU blocks in stacked weights (E, d_in, d_out).
-
-    Raises:
-        ConfigError: a width that grouped_mm cannot take.
-    """
+    """E SwiGLU blocks in stacked weights (E, d_in, d_out)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        _check_widths(config)
         wide = (config.n_experts, config.d_model, config.expert_ffn_dim)
         self.gate_proj = nn.Parameter(torch.empty(wide))
         self.up_proj = nn.Parameter(torch.empty(wide))
@@ -45,15 +36,6 @@ class Experts(nn.Module):
         hidden_MF = functional.silu(functional.grouped_mm(rows_MD, gate_LDF, offs=ends_L))
         hidden_MF = hidden_MF * functional.grouped_mm(rows_MD, up_LDF, offs=ends_L)
         return functional.grouped_mm(hidden_MF, down_LFD, offs=ends_L)
-
-
-def _check_widths(config: ModelConfig) -> None:
-    for key in ("d_model", "expert_ffn_dim"):
-        width = getattr(config, key)
-        if width % _WIDTH_MULTIPLE:
-            raise ConfigError(
-                f"model.{key}: expected a multiple of {_WIDTH_MULTIPLE} (grouped_mm aligns rows to 16 bytes), found {width}"
-            )
 
 
 def _local(weight: Tensor) -> Tensor:

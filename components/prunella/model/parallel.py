@@ -1,15 +1,14 @@
 """How the model is spread over ranks: experts over an expert group, everything over all ranks by FSDP2.
 
 World size W = R x P: P ranks share the experts of a layer (each holds E/P of them, as DTensor Shard(0)), and FSDP2 shards each
-expert's matrices over the R ranks that hold the same experts. All other parameters are sharded over all W. Nothing is
-replicated, so the norm of all local shards is the norm of the model. Gradients are SUMS over ranks of what each rank's
-backward contributed (see `losses`). Names never change: the state dict of any layout is the logical model as DTensors.
+expert's matrices over the R ranks that hold the same experts (`expert_layout`); with P = 1 it shards the stack of experts.
+All other parameters are sharded over all W. Nothing is replicated, so the norm of all local shards is the norm of the model.
+Gradients are SUMS over ranks of what each rank's backward contributed (see `losses`). Names never change: the state dict of any
+layout is the logical model as DTensors.
 
 The caller has set up the default process group (gloo for CPU, NCCL for CUDA), also for one rank. All ranks must run the same
 number of forward and backward passes: collectives pair up by order.
 """
-
-import math
 
 import torch
 import torch.distributed as dist
@@ -19,33 +18,14 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from prunella.config import Config, Precision
-from prunella.errors import ConfigError
 from prunella.model.collectives import sum_and_time
+from prunella.model.expert_layout import expert_parallel_size
 from prunella.model.moe import Experts, MixtureOfExperts
 from prunella.model.timing import clock
 from prunella.model.transformer import Transformer
 
 #: Keeps clipping from dividing by zero. Source: torch.nn.utils.clip_grad_norm_ (torch 2.13), same value.
 _NORM_EPS = 1e-6
-
-
-def expert_parallel_size(config: Config, world_size: int) -> int:
-    """Ranks that share the experts of a layer.
-
-    Raises:
-        ConfigError: the configured size does not divide both the world size and the number of experts.
-    """
-    experts, wanted = config.model.n_experts, config.parallel.expert_parallel
-    if not experts:
-        return 1
-    if wanted == 0:
-        return math.gcd(world_size, experts)
-    if wanted < 0 or world_size % wanted or experts % wanted:
-        raise ConfigError(
-            f"parallel.expert_parallel: expected a divisor of the world size {world_size} and of model.n_experts = {experts}, "
-            f"found {wanted}; 0 chooses {math.gcd(world_size, experts)}"
-        )
-    return wanted
 
 
 def parallelize(model: Transformer, config: Config, *, world_size: int, device: torch.device) -> None:
@@ -83,8 +63,11 @@ def _policy(precision: Precision) -> MixedPrecisionPolicy:
 def _shard_experts(moe: MixtureOfExperts, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
     """Give this rank its experts, then let FSDP2 shard their matrices over the ranks that hold the same ones."""
     expert, replicas = mesh["expert"], mesh["expert_data"]
+    if expert.size() == 1:
+        fully_shard(moe.experts, mesh=replicas, mp_policy=policy)
+        return
     _keep_own_experts(moe.experts, expert)
-    moe.expert_group = expert.get_group() if expert.size() > 1 else None
+    moe.expert_group = expert.get_group()
     fully_shard(
         moe.experts,
         mesh=replicas,
@@ -102,18 +85,8 @@ def _keep_own_experts(experts: Experts, mesh: DeviceMesh) -> None:
 
 
 def _placement_in_expert(weight: nn.Parameter, replicas: int) -> Shard:
-    """A matrix dimension that the replicas divide evenly: FSDP2 requires that off dimension 0, which the experts own.
-
-    Raises:
-        ConfigError: neither dimension can be divided.
-    """
-    for dim in (1, 2):
-        if weight.shape[dim] % replicas == 0:
-            return Shard(dim)
-    raise ConfigError(
-        f"model.d_model, model.expert_ffn_dim: expected one of {tuple(weight.shape[1:])} to be a multiple of {replicas}, "
-        "the ranks that hold the same experts; use more parallel.expert_parallel or other widths"
-    )
+    """A matrix dimension that the replicas divide evenly: FSDP2 requires that off dimension 0, which the experts own."""
+    return Shard(next(dim for dim in (1, 2) if weight.shape[dim] % replicas == 0))
 
 
 def grad_norm(model: nn.Module) -> Tensor:

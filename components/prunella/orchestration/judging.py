@@ -7,13 +7,15 @@ next run of the segment. What the policy chose is done here and nowhere else: no
 import contextlib
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prunella.checkpoint_history import is_rejected, recent_checkpoints
 from prunella.config import Config, Unattended
 from prunella.errors import Cause, Fenced, KeyExists
 from prunella.fleet.lifecycle import Fleet, Owner
-from prunella.fleet.roster import load_fleet
-from prunella.incidents.diagnose import Evidence, diagnose, from_failure, replaced_nodes
+from prunella.fleet.roster import candidates_for_gate, load_fleet
+from prunella.incidents.diagnose import Evidence, OlderCheckpoint, diagnose, from_failure, replaced_nodes
 from prunella.incidents.policy import Case, Choice, PastFailure, decide
 from prunella.ledger import Ledger
 from prunella.orchestration.claim import SegmentRun
@@ -28,6 +30,7 @@ from prunella.records import (
     GateFabricRecord,
     GateNodeRecord,
     Incident,
+    NodeRef,
     Part,
     Stage,
     TrainRecord,
@@ -51,9 +54,12 @@ def verdict(run: SegmentRun, rung: int) -> Action | None:
 
 
 def settle(ledger: Ledger, run: SegmentRun) -> None:
-    """Judge attempts of earlier runs that nobody judged."""
-    for attempt in ledger.attempts(run.segment):
-        if attempt.run_index < run.run_index and ledger.decision(run.segment, attempt.attempt) is None:
+    """Judge attempts of earlier runs that nobody judged. The newest is judged in any case: what was decided about it is
+    perhaps not carried out."""
+    attempts = ledger.attempts(run.segment)
+    for attempt in attempts:
+        is_open = attempt is attempts[-1] or ledger.decision(run.segment, attempt.attempt) is None
+        if is_open and attempt.run_index < run.run_index:
             judge(ledger, run, attempt)
 
 
@@ -87,7 +93,23 @@ def gather(ledger: Ledger, attempt: AttemptOpened) -> Evidence:
         fabric=ledger.find_stage_record(GateFabricRecord, key(Stage.GATE_FABRIC)),
         train=ledger.find_stage_record(TrainRecord, key(Stage.TRAINING_SEGMENT)),
         validation=ledger.find_stage_record(ValidationRecord, key(Stage.CHECKPOINT_VALIDATION)),
+        opening=_judged_at_opening(ledger, attempt),
     )
+
+
+def _judged_at_opening(ledger: Ledger, attempt: AttemptOpened) -> tuple[OlderCheckpoint, ...]:
+    """Checkpoints of earlier attempts that this one had judged when it looked for its resume point, newest first."""
+    found = []
+    for manifest in recent_checkpoints(ledger, attempt.segment):
+        if (manifest.segment, manifest.attempt) >= (attempt.segment, attempt.attempt):
+            continue
+        key = ledger.record_key(attempt.segment, attempt.attempt, f"{Stage.CHECKPOINT_VALIDATION}-{manifest.name}")
+        record = ledger.find_stage_record(ValidationRecord, key)
+        if record is not None:
+            found.append(OlderCheckpoint(step=manifest.step, record=record))
+        if not is_rejected(ledger, manifest.name):
+            break  # it was resumed from, or could not be judged: nobody looked further
+    return tuple(found)
 
 
 def past_failures(ledger: Ledger, attempt: AttemptOpened) -> tuple[PastFailure, ...]:
@@ -108,14 +130,9 @@ def past_failures(ledger: Ledger, attempt: AttemptOpened) -> tuple[PastFailure, 
 
 def _durable_step(ledger: Ledger, attempt: AttemptOpened) -> int:
     """The newest step the attempt can be resumed from, as far as it is known."""
-    candidates = [m for m in ledger.candidates(attempt.segment, attempt.attempt) if not _is_rejected(ledger, m.name)]
+    candidates = [m for m in ledger.candidates(attempt.segment, attempt.attempt) if not is_rejected(ledger, m.name)]
     point = ledger.resume_point(attempt.segment, attempt.attempt)
     return candidates[-1].step if candidates else (point.step if point else 0)
-
-
-def _is_rejected(ledger: Ledger, name: str) -> bool:
-    found = ledger.validation(name)
-    return found is not None and found.verdict is not Verdict.ACCEPTED
 
 
 # ------------------------------------------------------------------------------------------------ deciding
@@ -167,16 +184,22 @@ def _fenced(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened) -> Diagnosi
 def _case(ledger: Ledger, attempt: AttemptOpened, evidence: Evidence, diagnosis: Diagnosis | None, config: Config) -> Case:
     last_step = (attempt.segment + 1) * config.steps_per_segment
     train = evidence.train
-    names = [node.name for node in load_fleet(config.fleet, nodes=config.nodes)]
+    roster = load_fleet(config.fleet, nodes=config.nodes)
+    fleet = Fleet(ledger.store)
     return Case(
         diagnosis=diagnosis,
         history=past_failures(ledger, attempt),
         attempts=attempt.attempt + 1,
         is_finished=diagnosis is None and isinstance(train, TrainRecord) and train.last_step == last_step,
         is_stop_requested=ledger.is_stop_requested(),
-        is_breaker_open=Fleet(ledger.store).is_breaker_open(names, config.gate, now_ns=time.time_ns()),
+        is_breaker_open=fleet.is_breaker_open([node.name for node in roster], config.gate, now_ns=time.time_ns()),
+        has_replacement=_has_replacement(candidates_for_gate(roster, fleet.states(roster)), diagnosis, config.nodes),
         settings=config.policy,
     )
+
+
+def _has_replacement(usable: Sequence[NodeRef], diagnosis: Diagnosis | None, needed: int) -> bool:
+    return sum(diagnosis is None or node.name != diagnosis.node for node in usable) >= needed
 
 
 def attended(choice: Choice, config: Config, *, is_unattended: bool) -> Choice:
@@ -207,11 +230,13 @@ def _incidents(
     choice: Choice,
     times: _Times,
 ) -> tuple[Incident, ...]:
-    """The failure decided on, first; then what the attempt survived: replaced nodes, restarted stages, outages."""
+    """The failure decided on, first; then what the attempt survived: replaced nodes, older checkpoints that did not pass,
+    restarted stages, outages."""
     found = []
     if diagnosis is not None:
         found.append(_incident(diagnosis, choice.action, choice.row, times, _lost_steps(ledger, attempt, evidence)))
     found += [_incident(d, Action.REPLACE_NODE, "gated_out", _gate_times(evidence, d, times)) for d in replaced_nodes(evidence)]
+    found += _rejected_at_opening(ledger, attempt, evidence)
     found += _survived_vanishings(ledger, attempt, times)
     found += _outages(evidence.train)
     return tuple(found)
@@ -234,6 +259,20 @@ def _gate_times(evidence: Evidence, diagnosis: Diagnosis, times: _Times) -> _Tim
     if record is None:
         return times
     return _Times(fault_ns=record.started_ns, detected_ns=record.ended_ns, started_ns=times.started_ns)
+
+
+def _rejected_at_opening(ledger: Ledger, attempt: AttemptOpened, evidence: Evidence) -> list[Incident]:
+    """A checkpoint nobody had judged yet was trusted when steps were counted as lost; each that did not pass costs those down
+    to the next older one."""
+    point = ledger.resume_point(attempt.segment, attempt.attempt)
+    rejected = [older for older in evidence.opening if older.is_rejected]
+    steps = [*(older.step for older in rejected), point.step if point is not None else 0]
+    found = []
+    for older, next_step in zip(rejected, steps[1:], strict=True):
+        diagnosis = from_failure(Stage.CHECKPOINT_VALIDATION, older.record)
+        at = _Times(fault_ns=older.record.started_ns, detected_ns=older.record.ended_ns, started_ns=older.record.ended_ns)
+        found.append(_incident(diagnosis, Action.ROLL_BACK, "rejected_at_opening", at, older.step - next_step))
+    return found
 
 
 def _survived_vanishings(ledger: Ledger, attempt: AttemptOpened, times: _Times) -> list[Incident]:
@@ -292,8 +331,11 @@ def _skip(ledger: Ledger, attempt: AttemptOpened, choice: Choice, diagnosis: Dia
 
 
 def _carry_out(ledger: Ledger, attempt: AttemptOpened, decision: DecisionRecord) -> None:
+    fleet = Fleet(ledger.store)
     for node in decision.avoid_nodes:
-        Fleet(ledger.store).cordon(node, Owner.POLICY, decision.message, {"row": decision.row})
+        last = fleet.last(node)
+        if last is None or last.at_ns <= decision.decided_ns:  # else it was done, and a person may have undone it since
+            fleet.cordon(node, Owner.POLICY, decision.message, {"row": decision.row})
     for incident in decision.incidents:
         if incident.diagnosis.cause is Cause.CHECKPOINT_INVALID and _came_from_load(incident.diagnosis):
             _revoke_resume_checkpoint(ledger, attempt, incident.diagnosis.message)

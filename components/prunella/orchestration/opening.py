@@ -7,10 +7,11 @@ that passes: candidates are judged newest first by the ordinary validation stage
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from prunella import codec
+from prunella.checkpoint_history import recent_checkpoints, verified_before
 from prunella.config import Config
 from prunella.errors import Cause, ConfigError, KeyExists, PrunellaError
 from prunella.fleet.lifecycle import Fleet
@@ -23,7 +24,6 @@ from prunella.orchestration.claim import SegmentRun, addressed
 from prunella.orchestration.judging import settle
 from prunella.records import (
     AttemptOpened,
-    CheckpointManifest,
     CheckpointRef,
     DataPrepRecord,
     DataPrepRequest,
@@ -246,29 +246,6 @@ def _put_resume_point(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened) -
     with contextlib.suppress(KeyExists):  # another try of this task decided the same a moment ago
         ledger.put(ledger.resume_key(run.segment, attempt.attempt), point)
     logger.info("resume_point_chosen segment=%s attempt=%s step=%s", run.segment, attempt.attempt, point.step)
-
-
-def recent_checkpoints(ledger: Ledger, segment: int) -> Iterator[CheckpointManifest]:
-    """Committed checkpoints up to a segment that are still there, newest step first."""
-    for number in range(segment, -1, -1):
-        found = [m for attempt in ledger.attempts(number) for m in ledger.candidates(number, attempt.attempt)]
-        for manifest in sorted(found, key=lambda m: (m.step, m.attempt), reverse=True):
-            if not any(ledger.mark(manifest.name, mark) for mark in ("revoked", "pruned")):
-                yield manifest
-
-
-def verified_before(ledger: Ledger, segment: int, step: int) -> CheckpointRef | None:
-    """The newest verified checkpoint older than a step."""
-    for manifest in recent_checkpoints(ledger, segment):
-        if manifest.step < step and is_verified(ledger, manifest.name):
-            return ledger.ref(manifest)
-    return None
-
-
-def is_verified(ledger: Ledger, name: str) -> bool:
-    """Whether validation accepted the checkpoint."""
-    verdict = ledger.validation(name)
-    return verdict is not None and verdict.verdict is Verdict.ACCEPTED
 
 
 def _passes(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened, ref: CheckpointRef) -> bool:

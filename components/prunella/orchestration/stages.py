@@ -61,6 +61,8 @@ def gate_fabric(run: SegmentRun, rung: int, on_start: OnStart) -> str:
     ledger = run.ledger()
     config = ledger.config()
     attempt = _opened(ledger, run, rung)
+    if ledger.resume_point(run.segment, attempt.attempt) is None:
+        raise NotReached(f"rung {rung} has nothing to resume from: it did not finish opening, so no node was gated")
     request = GateFabricRequest(
         **addressed(run, ledger, attempt, Stage.GATE_FABRIC, Stage.GATE_FABRIC),
         nodes=_survivors(ledger, run, attempt),

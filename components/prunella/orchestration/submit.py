@@ -10,16 +10,19 @@ import os
 import platform
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from prunella import codec, faults
 from prunella import config as configuration
 from prunella.config import Config
 from prunella.data_prep.sources import check_inputs
 from prunella.errors import ConfigError, KeyExists
-from prunella.fleet.roster import candidates_for_gate, load_fleet
+from prunella.fleet.roster import FleetNode, candidates_for_gate, load_fleet
 from prunella.ledger import Ledger, check_name, list_experiments, open_ledger
+from prunella.model.expert_layout import expert_parallel_size
 from prunella.orchestration.advance import next_cron_ns
 from prunella.recipes import recipe as recipe_named
 from prunella.records import ExperimentRecord, NodeRef
@@ -68,10 +71,11 @@ def resolve(submission: Submission, *, kept: Config | None = None) -> Config:
     Raises:
         ConfigError: anything in it cannot be meant.
     """
-    is_based = submission.recipe is not None or submission.config_file is not None
-    base = _with_own_data(recipe_named(submission.recipe or "tiny_moe")) if kept is None or is_based else kept
-    if submission.config_file is not None:
-        base = configuration.read_file(Path(submission.config_file), base)
+    values = configuration.parse_file(Path(submission.config_file)) if submission.config_file is not None else None
+    recipe = _recipe(submission, values)
+    base = _with_own_data(recipe_named(recipe or "tiny_moe")) if kept is None or recipe or values is not None else kept
+    if values is not None:
+        base = configuration.over(base, values, str(submission.config_file))
     chosen = configuration.replace(
         base,
         segments=submission.segments,
@@ -81,7 +85,20 @@ def resolve(submission: Submission, *, kept: Config | None = None) -> Config:
         schedule=submission.schedule,
         fleet=str(Path(submission.fleet).absolute()) if submission.fleet else None,
     )
-    return configuration.override(chosen, submission.assignments)
+    asked = configuration.override(chosen, submission.assignments)
+    if asked.recipe != chosen.recipe:
+        raise ConfigError(f"--set recipe={asked.recipe}: a recipe is more than its name; give it with --recipe")
+    return asked
+
+
+def _recipe(submission: Submission, values: dict[str, Any] | None) -> str | None:
+    """The recipe that was named, by option or in the file."""
+    in_file = (values or {}).get("recipe")
+    if in_file is not None and submission.recipe not in (None, in_file):
+        raise ConfigError(
+            f"--recipe {submission.recipe}: {submission.config_file} says recipe = {in_file!r}; leave one of them out"
+        )
+    return submission.recipe if in_file is None else str(in_file)
 
 
 def _with_own_data(recipe: Config) -> Config:
@@ -143,7 +160,9 @@ def _only_name(root: str, names: list[str]) -> str | None:
 def _opening(name: str, submission: Submission, config: Config) -> ExperimentRecord:
     roster = load_fleet(config.fleet, nodes=config.nodes)
     fleet = tuple(NodeRef(name=node.name, devices=node.devices) for node in roster)
-    split_batch(config.batch, sum(node.devices for node in candidates_for_gate(roster, {})[: config.nodes]))
+    world_size = _world_size(roster, config.nodes)
+    split_batch(config.batch, world_size)
+    expert_parallel_size(config, world_size)
     check_inputs(config.data, open_patiently(submission.root))
     if config.schedule.startswith("cron:"):
         next_cron_ns(config.schedule.removeprefix("cron:"), time.time_ns())
@@ -160,6 +179,17 @@ def _opening(name: str, submission: Submission, config: Config) -> ExperimentRec
         faults=specs,
         versions=_versions(),
     )
+
+
+def _world_size(roster: Sequence[FleetNode], nodes: int) -> int:
+    """Ranks of whatever team trains. Raises ConfigError where another team would have another number of them."""
+    devices = {node.devices for node in roster}
+    if len(roster) > nodes and len(devices) > 1:
+        raise ConfigError(
+            f"--fleet: expected nodes with equally many devices, because any {nodes} of these {len(roster)} may train, found "
+            f"{', '.join(f'{node.name}: {node.devices}' for node in roster)}; leave some out of the file, or devices unused"
+        )
+    return sum(node.devices for node in candidates_for_gate(roster, {})[:nodes])
 
 
 def _check_same(ledger: Ledger, submission: Submission) -> None:

@@ -27,7 +27,7 @@ class StepLog:
         progress = {
             "step": record.step,
             "last_step": self._last_step,
-            "loss": record.loss_nats,
+            "loss_nats": record.loss_nats,
             "tokens_per_s": record.tokens_per_s,
         }
         write_atomically(self._progress, json.dumps(progress))

@@ -26,6 +26,7 @@ def case(diagnosis: Diagnosis | None = None, *history: PastFailure, **more: obje
         "is_finished": False,
         "is_stop_requested": False,
         "is_breaker_open": False,
+        "has_replacement": True,
         "settings": SETTINGS,
         **more,
     }
@@ -61,6 +62,10 @@ OTHER_ROWS: dict[str, tuple[Case, Action]] = {
     "same_node_again": (
         case(found(Cause.HANG, node="node-1"), past(Cause.PROCESS_CRASH, node="node-1")),
         Action.REPLACE_NODE,
+    ),
+    "same_node_kept": (
+        case(found(Cause.HANG, node="node-1"), past(Cause.PROCESS_CRASH, node="node-1"), has_replacement=False),
+        Action.RETRY_SAME_NODES,
     ),
     "poisoned_window": (
         case(found(Cause.NON_FINITE, step=14), past(Cause.NON_FINITE, step=14)),
@@ -239,3 +244,10 @@ def test_work_that_is_done_is_accepted_even_at_the_ceiling() -> None:
 @pytest.mark.parametrize("cause", list(Cause))
 def test_nothing_that_failed_is_accepted(cause: Cause) -> None:
     assert decide(case(found(cause), is_finished=True)).action is not Action.ACCEPT
+
+
+@pytest.mark.parametrize("cause", [Cause.DATA_CORRUPT, Cause.NON_FINITE, Cause.STORAGE_UNAVAILABLE, Cause.UNKNOWN])
+def test_what_a_node_merely_reported_does_not_count_as_its_failure(cause: Cause) -> None:
+    choice = decide(case(found(Cause.PROCESS_CRASH, node="node-1"), past(cause, node="node-1")))
+
+    assert choice.row == "crashed"

@@ -19,7 +19,7 @@ from prunella.model.parallel import clip_, grad_norm, parallelize
 from prunella.model.timing import clock
 from prunella.model.transformer import Transformer
 
-SEQUENCES, SEQ_LEN, VOCAB = 4, 16, 300
+SEQUENCES, SEQ_LEN, VOCAB = 12, 16, 300
 DEVICE = torch.device("cpu")
 
 

@@ -69,4 +69,4 @@ def test_grouped_mm_takes_experts_without_tokens(dtype, counts):
 @pytest.mark.parametrize(("key", "settings"), [("d_model", {"d_model": 20}), ("expert_ffn_dim", {"expert_ffn_dim": 12})])
 def test_width_that_grouped_mm_cannot_align_is_refused(key, settings):
     with pytest.raises(ConfigError, match=rf"model\.{key}: expected a multiple of 8"):
-        Experts(ModelConfig(**settings))
+        ModelConfig(**settings)

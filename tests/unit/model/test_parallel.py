@@ -11,7 +11,7 @@ import torch
 
 from prunella.config import Config, ModelConfig, ParallelConfig
 from prunella.errors import ConfigError
-from prunella.model.parallel import expert_parallel_size
+from prunella.model.expert_layout import expert_parallel_size
 from prunella.model.transformer import Transformer
 
 WORKER = Path(__file__).with_name("spread_worker.py")
@@ -41,6 +41,12 @@ def two_ranks(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def three_ranks(tmp_path_factory):
+    """As many as divide neither the experts nor a width."""
+    return run_ranks(tmp_path_factory.mktemp("ranks"), 3, "cpu")
+
+
+@pytest.fixture(scope="module")
 def alone():
     """Loss and gradients of the plain, unsharded model over the same global batch in two micro-batches."""
     model = Transformer(worker["small_config"](1).model)
@@ -49,11 +55,11 @@ def alone():
     return sum(losses), {name: p.grad for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("layout", ["replicated", "spread"])
-def test_gradients_of_two_ranks_equal_those_of_one(two_ranks, alone, layout):
+@pytest.mark.parametrize(("ranks", "layout"), [("two_ranks", "replicated"), ("two_ranks", "spread"), ("three_ranks", "spread")])
+def test_gradients_of_several_ranks_equal_those_of_one(request, alone, ranks, layout):
     loss, grads = alone
 
-    seen = two_ranks[0][layout]
+    seen = request.getfixturevalue(ranks)[0][layout]
 
     torch.testing.assert_close(seen["loss"], loss, rtol=1e-6, atol=0)
     assert seen["grads"].keys() == grads.keys()
@@ -95,8 +101,9 @@ def test_ranks_agree_on_every_buffer_and_weight(two_ranks):
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_weights_saved_with_experts_spread_load_where_they_are_replicated(two_ranks):
-    saved, loaded = two_ranks[0]["first"], two_ranks[0]["loaded"]
+@pytest.mark.parametrize("ranks", ["two_ranks", "three_ranks"])
+def test_weights_saved_with_experts_spread_load_where_they_are_replicated(request, ranks):
+    saved, loaded = (request.getfixturevalue(ranks)[0][name] for name in ("first", "loaded"))
 
     assert all(torch.equal(saved[name], loaded[name]) for name in saved)
 
@@ -113,7 +120,7 @@ def test_waiting_for_the_other_rank_is_counted(two_ranks):
     assert all(rank[layout]["waited_ns"] > 0 for rank in two_ranks for layout in ("replicated", "spread"))
 
 
-@pytest.mark.parametrize(("world_size", "asked", "expected"), [(2, 0, 2), (1, 0, 1), (3, 0, 1), (4, 2, 2), (16, 0, 8)])
+@pytest.mark.parametrize(("world_size", "asked", "expected"), [(2, 0, 2), (1, 0, 1), (3, 0, 1), (4, 2, 2), (16, 0, 8), (6, 0, 1), (6, 1, 1)])
 def test_expert_parallel_size_divides_world_and_experts(world_size, asked, expected):
     config = Config(model=ModelConfig(n_experts=8), parallel=ParallelConfig(expert_parallel=asked))
 
@@ -126,6 +133,13 @@ def test_expert_parallel_size_that_does_not_divide_is_refused_with_advice(world_
 
     with pytest.raises(ConfigError, match=r"parallel\.expert_parallel: expected a divisor"):
         expert_parallel_size(config, world_size)
+
+
+def test_a_size_that_leaves_no_width_to_divide_is_refused_with_what_would_fit():
+    config = Config(model=ModelConfig(n_experts=8), parallel=ParallelConfig(expert_parallel=2))
+
+    with pytest.raises(ConfigError, match=r"2 leaves 3 ranks .* model\.d_model = 128 .*; 0 chooses 1"):
+        expert_parallel_size(config, 6)
 
 
 def test_dense_model_needs_no_expert_parallelism():

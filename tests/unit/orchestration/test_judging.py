@@ -7,13 +7,14 @@ import pytest
 
 from prunella.config import Config, PolicyConfig, Unattended
 from prunella.errors import Cause
-from prunella.fleet.lifecycle import Fleet
+from prunella.fleet.lifecycle import Fleet, Owner
 from prunella.ledger import Ledger
 from prunella.orchestration import closing
 from prunella.orchestration.judging import accepted_records, judge, past_failures, settle, verdict
 from prunella.records import (
     Action,
     AttemptOpened,
+    CheckpointRef,
     DecisionRecord,
     FailedRecord,
     Failure,
@@ -25,7 +26,7 @@ from prunella.records import (
     Verdict,
     Window,
 )
-from unit.orchestration.story import CONFIG, OPENED_NS, SECOND, Story, incident
+from unit.orchestration.story import CONFIG, OPENED_NS, SECOND, Story, failed, incident
 
 CRASH = Failure(cause=Cause.PROCESS_CRASH, message="rank 1 died of signal 9", node="node-1", rank=1, step=14)
 NAN = Failure(cause=Cause.NON_FINITE, message="loss is nan", step=14)
@@ -253,6 +254,16 @@ def test_a_second_crash_of_the_same_node_replaces_it_in_the_ledger_of_the_fleet(
     assert Fleet(story.ledger.store).state("node-1") is NodeState.CORDONED
 
 
+def test_a_node_that_crashed_twice_is_kept_where_none_could_take_its_place(story: Story) -> None:
+    Fleet(story.ledger.store).cordon("node-2", Owner.OPERATOR, "its fan is loud")
+    judged(story, crashed(story))
+
+    decision = judged(story, crashed(story, attempt=1))
+
+    assert (decision.action, decision.row) == (Action.RETRY_SAME_NODES, "same_node_kept")
+    assert Fleet(story.ledger.store).state("node-1") is NodeState.NEW
+
+
 def test_an_interrupted_attempt_that_only_replaced_a_node_was_no_failure(story: Story) -> None:
     first = story.open_attempt(story.open_run())
     story.gate(first, bad="node-1")
@@ -301,6 +312,40 @@ def test_an_orphan_of_a_run_that_closed_without_a_verdict_is_judged_by_its_recor
     decision = story.ledger.decision(0, 0)
     assert decision is not None
     assert decision.incidents[0].diagnosis.cause is Cause.DATA_CORRUPT
+
+
+def replaced(story: Story, attempt: AttemptOpened) -> None:
+    """A verdict to replace node-1, whose orchestrator died before it did."""
+    decision = DecisionRecord(
+        segment=0,
+        attempt=attempt.attempt,
+        action=Action.REPLACE_NODE,
+        row="same_node_again",
+        message="the same node failed again",
+        incidents=(),
+        started_ns=time.time_ns(),
+        decided_ns=time.time_ns(),
+        avoid_nodes=("node-1",),
+    )
+    story.ledger.put(story.ledger.decision_key(0, attempt.attempt), decision)
+
+
+def test_a_verdict_that_a_dead_run_did_not_carry_out_is_carried_out_by_the_next_run(story: Story) -> None:
+    replaced(story, crashed(story))
+
+    settle(story.ledger, story.open_run(0, 1))
+
+    assert Fleet(story.ledger.store).state("node-1") is NodeState.CORDONED
+
+
+def test_settling_does_not_cordon_again_what_a_person_gave_back(story: Story) -> None:
+    replaced(story, crashed(story))
+    settle(story.ledger, story.open_run(0, 1))
+    Fleet(story.ledger.store).uncordon("node-1", Owner.OPERATOR, "a new power supply")
+
+    settle(story.ledger, story.open_run(0, 2))
+
+    assert Fleet(story.ledger.store).state("node-1") is NodeState.RETURNED
 
 
 def test_settling_leaves_the_attempts_of_its_own_run_alone(story: Story) -> None:
@@ -481,3 +526,50 @@ def test_an_evaluation_that_vanished_is_an_incident_of_the_close(story: Story) -
     (found,) = close.incidents
     assert close.outcome is Outcome.ACCEPTED
     assert (found.diagnosis.cause, found.row) == (Cause.VANISHED, "not_evaluated")
+
+
+# ------------------------------------------------------------------------------------------------ at the opening of an attempt
+
+
+def opened_with(story: Story, *judged_then: tuple[CheckpointRef, bool], resume: CheckpointRef | None) -> AttemptOpened:
+    """A second attempt, which had these checkpoints of the first judged before it took `resume`."""
+    attempt = story.open_attempt(run_of(story, story.ledger.attempts(0)[0]), 1, resume=resume)
+    for ref, is_good in judged_then:
+        story.put_record(attempt, f"checkpoint_validation-{ref.name}", story.judge_checkpoint(ref, is_good=is_good))
+    return attempt
+
+
+def test_each_checkpoint_that_an_opening_rejects_is_an_incident_that_lost_the_steps_down_to_the_next(story: Story) -> None:
+    attempt = story.open_attempt(story.open_run())
+    story.gate(attempt)
+    refs = [story.candidate(step, index=index) for index, step in enumerate((5, 10, 15))]
+    story.train(attempt, 17, failure=CRASH)
+    first = judged(story, attempt)
+    healing = opened_with(story, (refs[2], False), (refs[1], False), (refs[0], True), resume=refs[0])
+    story.gate(healing)
+    story.train(healing, 20)
+    story.validate(healing, story.candidate(20, attempt=1))
+
+    second = judged(story, healing)
+
+    assert [incident.lost_steps for incident in first.incidents] == [2]
+    assert second.action is Action.ACCEPT
+    assert [(i.diagnosis.cause, i.row, i.lost_steps) for i in second.incidents] == [
+        (Cause.CHECKPOINT_INVALID, "rejected_at_opening", 5),
+        (Cause.CHECKPOINT_INVALID, "rejected_at_opening", 5),
+    ]
+
+
+def test_an_attempt_that_could_not_judge_a_checkpoint_failed_of_what_stopped_the_judging(story: Story) -> None:
+    judged(story, crashed(story))
+    run = run_of(story, story.ledger.attempts(0)[0])
+    attempt = dataclasses.replace(story.ledger.attempts(0)[0], attempt=1, rung=1)
+    story.ledger.open_attempt(attempt)
+    newest = story.ledger.candidates(0, 0)[-1]
+    damaged = failed(Stage.CHECKPOINT_VALIDATION, Cause.DATA_CORRUPT)
+    story.put_record(attempt, f"checkpoint_validation-{newest.name}", damaged)
+
+    decision = judge(story.ledger, run, attempt)
+
+    assert (decision.action, decision.row) == (Action.RETRY_SAME_NODES, "bad_shard")
+    assert decision.incidents[0].diagnosis.cause is Cause.DATA_CORRUPT

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from prunella.checkpoint_history import recent_checkpoints, verified_before
 from prunella.config import Config, DataConfig, ModelConfig
 from prunella.errors import Cause, ConfigError, Fenced, PrunellaError
+from prunella.faults import flip_byte
 from prunella.fleet.lifecycle import Fleet, Owner
 from prunella.orchestration import closing
 from prunella.orchestration.opening import (
@@ -16,17 +18,18 @@ from prunella.orchestration.opening import (
     open_attempt,
     open_segment,
     prepare_data,
-    recent_checkpoints,
     skipped_windows,
-    verified_before,
 )
+from prunella.orchestration.stages import NotReached, gate_fabric
 from prunella.records import (
     Action,
+    AttemptOpened,
     CheckpointMark,
     CheckpointRef,
     DataPrepRecord,
     FailedRecord,
     GateNodeRequest,
+    NodeRef,
     Outcome,
     ResumePoint,
     Window,
@@ -193,6 +196,25 @@ def test_a_candidate_is_compared_with_the_newest_verified_one_before_it(story: S
     assert verified_before(story.ledger, 0, step=15) == first
     assert verified_before(story.ledger, 0, step=16) == third
     assert verified_before(story.ledger, 0, step=5) is None
+
+
+def test_a_checkpoint_whose_manifest_is_damaged_is_passed_over(story: Story) -> None:
+    first, second, _ = candidates(story, True, True, True)
+    flip_byte(story.ledger.store, story.ledger.manifest_key("0000-00-0002"))
+
+    assert [story.ledger.ref(manifest) for manifest in recent_checkpoints(story.ledger, 0)] == [second, first]
+
+
+def test_no_node_is_gated_for_an_attempt_that_found_nothing_to_resume_from(story: Story) -> None:
+    run = story.open_run()
+    story.ledger.open_attempt(
+        AttemptOpened(
+            segment=0, attempt=0, run_index=run.run_index, run_id=run.run_id, rung=0, opened_ns=1, nodes=(NodeRef(name="node-0"),)
+        )
+    )
+
+    with pytest.raises(NotReached, match="nothing to resume from"):
+        gate_fabric(run, 0, lambda handle: None)
 
 
 def test_every_window_that_was_ever_skipped_is_left_out(story: Story) -> None:

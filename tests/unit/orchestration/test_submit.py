@@ -1,12 +1,16 @@
 """What a person may ask for, and what is refused before anything runs."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from prunella.config import to_toml
 from prunella.errors import ConfigError
 from prunella.orchestration import closing
 from prunella.orchestration.submit import Submission, find_experiment, open_experiment, resolve
+from prunella.recipes import RECIPES, recipe
 from unit.orchestration.story import Story
 
 
@@ -30,6 +34,40 @@ def test_options_lie_over_the_file_and_single_settings_over_both(root: str, tmp_
 
     assert (config.recipe, config.seed, config.steps_per_segment) == ("tiny_dense", 2, 11)
     assert config.optim.learning_rate == 0.25
+
+
+def test_a_file_names_the_recipe_that_it_lies_over(root: str, tmp_path: Path) -> None:
+    file = tmp_path / "experiment.toml"
+    file.write_text('recipe = "tiny_dense"\nseed = 3\n')
+
+    config = resolve(Submission(root=root, config_file=str(file)))
+
+    assert config == dataclasses.replace(recipe("tiny_dense"), seed=3)
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_recipe_written_out_is_itself_again(root: str, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "experiment.toml"
+    file.write_text(to_toml(recipe(name)))
+
+    assert resolve(Submission(root=root, config_file=str(file))) == recipe(name)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"recipe": "tiny_moe"}, "--recipe tiny_moe: .*experiment.toml says recipe = 'tiny_dense'; leave one of them out"),
+        ({"assignments": ("recipe=tiny_moe",)}, "--set recipe=tiny_moe: .* give it with --recipe"),
+    ],
+)
+def test_a_recipe_that_contradicts_the_file_is_refused(
+    root: str, tmp_path: Path, asked: dict[str, Any], words: str
+) -> None:
+    file = tmp_path / "experiment.toml"
+    file.write_text('recipe = "tiny_dense"\n')
+
+    with pytest.raises(ConfigError, match=words):
+        resolve(Submission(root=root, config_file=str(file), **asked))
 
 
 def test_the_corpus_of_a_place_lies_over_the_recipe_and_under_the_file(
@@ -145,6 +183,7 @@ REFUSED = [
     (Submission(root="", assignments=("optim.learning_rat=1",)), "did you mean"),
     (Submission(root="", assignments=("seed",)), "expected key=value"),
     (Submission(root="", assignments=("seed=eight",)), "expected int"),
+    (Submission(root="", assignments=("parallel.expert_parallel=3",)), "expected a divisor of the world size 2"),
     (Submission(root="", segments=0), "segments: expected at least 1"),
     (Submission(root="", schedule="hourly"), "manual, continuous or cron:EXPR"),
     (Submission(root="", schedule="cron:every now and then"), "not a cron expression"),
@@ -175,6 +214,21 @@ def test_what_cannot_be_meant_is_refused_and_nothing_is_written(submission: Subm
 def test_a_fleet_that_is_too_small_is_refused(root: str, fleet_file: str) -> None:
     with pytest.raises(ConfigError, match="needs 4 nodes, the fleet has 3"):
         open_experiment(Submission(root=root, fleet=fleet_file, nodes=4))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [
+        ("[{name: a, devices: 2}, {name: b, devices: 2}, {name: c, role: spare}]", "any 2 of these 3 may train, found a: 2, b: 2, c: 1"),
+        ("[{name: a, devices: 3}, {name: b, devices: 2}]", "batch.global_sequences: expected a multiple of the 5 ranks"),
+    ],
+)
+def test_a_fleet_whose_teams_could_not_train_alike_is_refused(root: str, tmp_path: Path, nodes: str, words: str) -> None:
+    path = tmp_path / "unequal.yaml"
+    path.write_text(f"nodes: {nodes}\n")
+
+    with pytest.raises(ConfigError, match=words):
+        open_experiment(Submission(root=root, fleet=str(path)))
 
 
 def test_a_fault_is_possible_or_not_by_the_fleet_of_the_file(root: str, fleet_file: str) -> None:

@@ -43,7 +43,7 @@ def test_progress_shows_the_last_step(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "progress.json").read_text()) == {
         "step": 4,
         "last_step": 9,
-        "loss": 2.5,
+        "loss_nats": 2.5,
         "tokens_per_s": 800.0,
     }
 
