@@ -38,7 +38,7 @@ _ENVIRONMENT = {
 os.environ.update(_ENVIRONMENT)
 (_SESSION_FOLDER / "airflow").mkdir()
 
-from prunella import config as configuration  # noqa: E402 - the environment comes first
+from prunella import config_text  # noqa: E402 - the environment comes first
 from prunella.codec import digest  # noqa: E402
 from prunella.config import Config, StorageConfig  # noqa: E402
 from prunella.ledger import Ledger  # noqa: E402
@@ -138,7 +138,7 @@ def ledger(store: FolderStore) -> Ledger:
 @pytest.fixture
 def opened_ledger(ledger: Ledger) -> Ledger:
     """The ledger of an opened experiment `demo` with the default configuration and no faults."""
-    mapping = configuration.to_mapping(Config())
+    mapping = config_text.to_mapping(Config())
     record = ExperimentRecord(
         name="demo", opened_ns=1, config=mapping, config_digest=digest(mapping), faults=(), versions={"prunella": "test"}
     )

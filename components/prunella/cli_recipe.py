@@ -24,13 +24,13 @@ def recipe_show(
     as_toml: Annotated[bool, typer.Option("--toml", help="The configuration, as an experiment.toml.")] = False,
 ) -> None:
     """Parameters, memory a device and FLOPs a token of a recipe on a mesh, from the model built on the meta device."""
-    from prunella import config as configuration
+    from prunella import config_text
     from prunella.model.accounting import describe
     from prunella.recipes import recipe
 
     chosen = recipe(name)
     if as_toml:
-        print(configuration.to_toml(chosen))
+        print(config_text.to_toml(chosen))
         return
     for line in describe(chosen, world_size=world_size or chosen.nodes, expert_parallel=expert_parallel).lines():
         print(line)

@@ -20,8 +20,7 @@ import logging
 import re
 from typing import TypeVar
 
-from prunella import codec
-from prunella import config as configuration
+from prunella import codec, config_text
 from prunella import faults as fault_module
 from prunella.config import Config, StorageConfig
 from prunella.errors import ConfigError, DigestMismatch, Fenced, KeyExists, KeyMissing
@@ -142,16 +141,16 @@ class Ledger:
 
     def config(self) -> Config:
         """The recorded configuration, with the directives that extended it."""
-        config = configuration.from_mapping(self.experiment().config, self.experiment_key)
+        config = config_text.from_mapping(self.experiment().config, self.experiment_key)
         for directive in self.directives():
-            config = configuration.replace(config, segments=directive.segments)
+            config = config_text.replace(config, segments=directive.segments)
         return config
 
     def config_digests(self) -> frozenset[str]:
         """Digests of every configuration the experiment ever had: as opened, and after each extension."""
         record, directives = self.experiment(), self.directives()
-        opened = configuration.from_mapping(record.config, self.experiment_key)
-        extended = (configuration.replace(opened, segments=d.segments) for d in directives if d.segments is not None)
+        opened = config_text.from_mapping(record.config, self.experiment_key)
+        extended = (config_text.replace(opened, segments=d.segments) for d in directives if d.segments is not None)
         return frozenset([record.config_digest, *(codec.digest(config) for config in extended)])
 
     def directives(self) -> list[Directive]:

@@ -17,8 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from prunella import checkpoints
-from prunella import config as configuration
+from prunella import checkpoints, config_text
 from prunella.checkpoint_state import logical_tensors
 from prunella.config import BatchConfig, CheckpointConfig, Config, ModelConfig
 from prunella.data.manifest import DatasetManifest, Shard, manifest_key, shard_key
@@ -62,7 +61,7 @@ def make_experiment(root: Path | str, config: Config = CONFIG) -> Ledger:
     """An opened experiment with a data set, and attempt 0 of segment 0."""
     create_root(str(root))
     ledger = open_ledger(str(root), EXPERIMENT)
-    mapping = configuration.to_mapping(config)
+    mapping = config_text.to_mapping(config)
     record = ExperimentRecord(
         name=EXPERIMENT, opened_ns=time.time_ns(), config=mapping, config_digest="c" * 64, faults=(), versions={}
     )

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from prunella import codec, config
+from prunella import codec, config_text
 from prunella.config import Config, ModelConfig, TrainingConfig
 from prunella.errors import ConfigError
 
 
 def test_the_defaults_survive_the_round_trip_with_one_digest() -> None:
-    mapping = config.to_mapping(Config())
+    mapping = config_text.to_mapping(Config())
 
-    copy = config.from_mapping(mapping, "test")
+    copy = config_text.from_mapping(mapping, "test")
 
     assert copy == Config()
     assert codec.digest(copy) == codec.digest(Config()) == codec.digest(mapping)
@@ -21,7 +21,7 @@ def test_the_defaults_survive_the_round_trip_with_one_digest() -> None:
 def test_whole_numbers_given_for_floats_do_not_change_the_digest() -> None:
     given = Config(training=TrainingConfig(hang_floor_s=15, wall_clock_limit_s=600))
 
-    recorded = config.from_mapping(config.to_mapping(given), "test")
+    recorded = config_text.from_mapping(config_text.to_mapping(given), "test")
 
     assert codec.digest(recorded) == codec.digest(given)
 
@@ -49,13 +49,13 @@ def test_the_experiment_spans_all_its_segments() -> None:
     ],
 )  # fmt: skip
 def test_an_assignment_sets_its_key(assignment: str, read) -> None:  # type: ignore[no-untyped-def]
-    assert read(config.override(Config(), [assignment]))
+    assert read(config_text.override(Config(), [assignment]))
 
 
 def test_the_last_of_two_assignments_wins_and_the_base_is_untouched() -> None:
     base = Config()
 
-    changed = config.override(base, ("seed=1", "seed=2"))
+    changed = config_text.override(base, ("seed=1", "seed=2"))
 
     assert (changed.seed, base.seed) == (2, 7)
 
@@ -88,7 +88,7 @@ def test_the_last_of_two_assignments_wins_and_the_base_is_untouched() -> None:
 )
 def test_a_bad_assignment_is_refused_with_advice(assignment: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        config.override(Config(), [assignment])
+        config_text.override(Config(), [assignment])
 
     assert message in str(caught.value)
 
@@ -124,7 +124,7 @@ def test_a_file_overrides_only_what_it_names(tmp_path: Path) -> None:
     path = tmp_path / "experiment.toml"
     path.write_text('seed = 3\n[model]\nn_layers = 2\n[data]\ninputs = ["corpus"]\n')
 
-    read = config.over(config.override(Config(), ["model.d_model=64"]), config.parse_file(path), str(path))
+    read = config_text.over(config_text.override(Config(), ["model.d_model=64"]), config_text.parse_file(path), str(path))
 
     assert (read.seed, read.model.n_layers, read.model.d_model, read.data.inputs) == (3, 2, 64, ("corpus",))
 
@@ -144,7 +144,7 @@ def test_a_bad_file_is_refused_with_its_path(tmp_path: Path, content: bytes, mes
     path.write_bytes(content)
 
     with pytest.raises(ConfigError) as caught:
-        config.over(Config(), config.parse_file(path), str(path))
+        config_text.over(Config(), config_text.parse_file(path), str(path))
 
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
@@ -153,24 +153,24 @@ def test_a_bad_file_is_refused_with_its_path(tmp_path: Path, content: bytes, mes
 @pytest.mark.parametrize(("name", "message"), [("absent.toml", "no such configuration file"), (".", "cannot be read")])
 def test_a_file_that_cannot_be_opened_is_a_configuration_error(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        config.parse_file(tmp_path / name)
+        config_text.parse_file(tmp_path / name)
 
 
 def test_the_difference_of_two_configurations_names_each_leaf_once() -> None:
-    old = config.to_mapping(Config())
-    new = config.to_mapping(config.override(Config(), ["seed=8", "model.top_k=[1]", "tracking.uri=http://x"]))
+    old = config_text.to_mapping(Config())
+    new = config_text.to_mapping(config_text.override(Config(), ["seed=8", "model.top_k=[1]", "tracking.uri=http://x"]))
 
-    assert config.difference(old, old) == []
-    assert config.difference(old, new) == ["model.top_k: [2] -> [1]", "seed: 7 -> 8", "tracking.uri: None -> 'http://x'"]
+    assert config_text.difference(old, old) == []
+    assert config_text.difference(old, new) == ["model.top_k: [2] -> [1]", "seed: 7 -> 8", "tracking.uri: None -> 'http://x'"]
 
 
 def test_replace_leaves_out_what_was_not_given() -> None:
-    assert config.replace(Config(), segments=5, nodes=None) == Config(segments=5)
+    assert config_text.replace(Config(), segments=5, nodes=None) == Config(segments=5)
 
 
 @pytest.mark.parametrize("uri", ["http://someone:hunter2@tracking:5000", "postgresql://hunter2@db/mlflow"])
 def test_a_password_in_the_configuration_is_refused_and_not_shown(uri: str) -> None:
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_PASSWORD, which never are") as refused:
-        config.override(Config(), [f"tracking.uri={uri}"])
+        config_text.override(Config(), [f"tracking.uri={uri}"])
 
     assert "hunter2" not in str(refused.value)

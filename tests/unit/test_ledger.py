@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prunella import codec, config
+from prunella import codec, config_text
 from prunella.config import Config, StorageConfig
 from prunella.errors import Cause, ConfigError, DigestMismatch, Fenced, KeyExists, KeyMissing, StorageUnavailable
 from prunella.faults import OutageStore
@@ -269,7 +269,7 @@ def test_each_mark_is_a_record_of_its_own(ledger: Ledger) -> None:
 
 
 def _open_experiment(store: FolderStore, *faults: str) -> None:
-    mapping = config.to_mapping(Config())
+    mapping = config_text.to_mapping(Config())
     record = ExperimentRecord(
         name="demo", opened_ns=1, config=mapping, config_digest=codec.digest(mapping), faults=faults, versions={}
     )

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from prunella import config, recipes
+from prunella import config_text, recipes
 from prunella.errors import ConfigError
 
 
@@ -14,7 +14,7 @@ def test_recipe_survives_the_trip_through_its_record(name):
     made = recipes.recipe(name)
 
     assert made.recipe == name
-    assert config.from_mapping(config.to_mapping(made), name) == made
+    assert config_text.from_mapping(config_text.to_mapping(made), name) == made
 
 
 def test_demo_has_three_segments_on_two_nodes():

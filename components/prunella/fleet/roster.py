@@ -103,11 +103,8 @@ def _check(fleet: tuple[FleetNode, ...], path: str, nodes: int) -> None:
         )
 
 
-def candidates_for_gate(
-    fleet: Iterable[FleetNode], states: Mapping[str, NodeState], *, avoid: Iterable[str] = ()
-) -> tuple[NodeRef, ...]:
-    """The nodes an attempt gates, in the order it wants them: active, spare, then those to avoid. Never a cordoned one."""
-    avoided = frozenset(avoid)
+def candidates_for_gate(fleet: Iterable[FleetNode], states: Mapping[str, NodeState]) -> tuple[NodeRef, ...]:
+    """The nodes an attempt gates, in the order it wants them: active, then spare. Never a cordoned one."""
     usable = [node for node in fleet if states.get(node.name, NodeState.NEW) is not NodeState.CORDONED]
-    ranked = sorted(usable, key=lambda node: (node.name in avoided, node.role is Role.SPARE))
+    ranked = sorted(usable, key=lambda node: node.role is Role.SPARE)
     return tuple(node.ref for node in ranked)

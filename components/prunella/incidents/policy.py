@@ -160,7 +160,9 @@ TABLE: tuple[Row, ...] = (
     ),
     Row("too_few_nodes", _is(Cause.NODE_UNHEALTHY), Action.ASK, "fewer healthy nodes than needed; a person repairs some"),
     Row("same_node_again", _both(_CRASH, _is_replaceable_again), Action.REPLACE_NODE, "the same node failed again"),
-    Row("same_node_kept", _both(_CRASH, _is_same_node_again), Action.RETRY_SAME_NODES, "failed again, and none takes its place"),
+    Row(
+        "same_node_kept", _both(_CRASH, _is_same_node_again), Action.RETRY_SAME_NODES, "failed again, and none takes its place"
+    ),
     Row("crashed", _CRASH, Action.RETRY_SAME_NODES, "a first failure; the same nodes, from the newest good checkpoint"),
     Row("vanished", _is(Cause.VANISHED), Action.RETRY_SAME_NODES, "no record, no success; trying again"),
     Row("storage_full", _is_store_full, Action.ASK, "trying again does not make room; a person does"),

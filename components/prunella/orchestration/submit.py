@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prunella import codec, faults
-from prunella import config as configuration
+from prunella import codec, config_text, faults
 from prunella.config import Config
 from prunella.data_prep.sources import check_inputs
 from prunella.errors import ConfigError, KeyExists
@@ -71,12 +70,12 @@ def resolve(submission: Submission, *, kept: Config | None = None) -> Config:
     Raises:
         ConfigError: anything in it cannot be meant.
     """
-    values = configuration.parse_file(Path(submission.config_file)) if submission.config_file is not None else None
+    values = config_text.parse_file(Path(submission.config_file)) if submission.config_file is not None else None
     recipe = _recipe(submission, values)
     base = _with_own_data(recipe_named(recipe or "tiny_moe")) if kept is None or recipe or values is not None else kept
     if values is not None:
-        base = configuration.over(base, values, str(submission.config_file))
-    chosen = configuration.replace(
+        base = config_text.over(base, values, str(submission.config_file))
+    chosen = config_text.replace(
         base,
         segments=submission.segments,
         steps_per_segment=submission.steps_per_segment,
@@ -85,7 +84,7 @@ def resolve(submission: Submission, *, kept: Config | None = None) -> Config:
         schedule=submission.schedule,
         fleet=str(Path(submission.fleet).absolute()) if submission.fleet else None,
     )
-    asked = configuration.override(chosen, submission.assignments)
+    asked = config_text.override(chosen, submission.assignments)
     if asked.recipe != chosen.recipe:
         raise ConfigError(f"--set recipe={asked.recipe}: a recipe is more than its name; give it with --recipe")
     return asked
@@ -174,7 +173,7 @@ def _opening(name: str, submission: Submission, config: Config) -> ExperimentRec
     return ExperimentRecord(
         name=check_name(name),
         opened_ns=time.time_ns(),
-        config=configuration.to_mapping(config),
+        config=config_text.to_mapping(config),
         config_digest=codec.digest(config),
         faults=specs,
         versions=_versions(),
@@ -197,11 +196,11 @@ def _check_same(ledger: Ledger, submission: Submission) -> None:
     if not submission.is_configured and not submission.faults:
         return
     record, recorded = ledger.experiment(), ledger.config()
-    opened_with = configuration.from_mapping(record.config, ledger.experiment_key)
+    opened_with = config_text.from_mapping(record.config, ledger.experiment_key)
     asked = resolve(submission, kept=opened_with)
     if asked.segments == opened_with.segments:
-        asked = configuration.replace(asked, segments=recorded.segments)
-    lines = configuration.difference(configuration.to_mapping(recorded), configuration.to_mapping(asked))
+        asked = config_text.replace(asked, segments=recorded.segments)
+    lines = config_text.difference(config_text.to_mapping(recorded), config_text.to_mapping(asked))
     if submission.faults and set(submission.faults) != set(record.faults):
         lines.append(f"faults: {list(record.faults)} -> {list(submission.faults)}")
     if lines:

@@ -7,7 +7,7 @@ import json
 import math
 from typing import Any
 
-from prunella import config as configuration
+from prunella import config_text
 from prunella.records import Action, EvaluationRecord, TrainRecord
 from prunella.tracking.history import Attempt, Checkpoint, History
 from prunella.tracking.incidents import IncidentStory, stories
@@ -21,8 +21,8 @@ _LONGEST = 6000
 
 def config_params(history: History) -> dict[str, str]:
     """The configuration the experiment was opened with, flat and dotted. What directives changed later is a tag."""
-    config = configuration.from_mapping(history.experiment.config, "experiment.json")
-    return _flat(configuration.to_mapping(config))
+    config = config_text.from_mapping(history.experiment.config, "experiment.json")
+    return _flat(config_text.to_mapping(config))
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prunella import config as configuration
+from prunella import config_text
 from prunella.config import Config
 from prunella.data.manifest import DatasetManifest, load_manifest
 from prunella.data_prep import stage
@@ -71,10 +71,10 @@ class Experiment:
 
 def open_experiment(root: Path, *settings: str, faults: tuple[str, ...] = ()) -> Experiment:
     """Open an experiment with small settings, overridden by `settings`."""
-    config = configuration.override(Config(), [*SMALL, *settings])
+    config = config_text.override(Config(), [*SMALL, *settings])
     create_root(str(root))
     ledger = open_ledger(str(root), "demo", settings=config.storage)
-    mapping = configuration.to_mapping(config)
+    mapping = config_text.to_mapping(config)
     record = ExperimentRecord(name="demo", opened_ns=1, config=mapping, config_digest="d", faults=faults, versions={})
     ledger.put(ledger.experiment_key, record)
     return Experiment(ledger, config)

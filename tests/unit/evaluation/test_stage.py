@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunella import config as configuration
+from prunella import config_text
 from prunella.checkpoints import CheckpointWriter, TrainingState
 from prunella.codec import digest
 from prunella.config import BatchConfig, Config, DataConfig, EvaluationConfig, ModelConfig
@@ -65,7 +65,7 @@ def config() -> Config:
 def experiment(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ledger, str]:
     """An opened experiment with a real data set; its ledger and the data set's fingerprint."""
     ledger = open_ledger(str(tmp_path_factory.mktemp("root")), "demo")
-    mapping = configuration.to_mapping(config)
+    mapping = config_text.to_mapping(config)
     opened = ExperimentRecord(
         name="demo", opened_ns=1, config=mapping, config_digest=digest(mapping), faults=(), versions={"prunella": "test"}
     )

@@ -68,10 +68,10 @@ def test_missing_fleet_file_is_refused_with_advice(tmp_path: Path) -> None:
         load_fleet(str(tmp_path / "none.yaml"), nodes=2)
 
 
-def test_candidates_are_active_then_spare_then_avoided_and_never_cordoned() -> None:
+def test_candidates_are_active_then_spare_and_never_cordoned() -> None:
     fleet = load_fleet(None, nodes=4)
     states = {"node-1": NodeState.CORDONED, "node-2": NodeState.RETURNED}
 
-    names = [node.name for node in candidates_for_gate(fleet, states, avoid={"node-0"})]
+    names = [node.name for node in candidates_for_gate(fleet, states)]
 
-    assert names == ["node-2", "node-3", "node-4", "node-0"]
+    assert names == ["node-0", "node-2", "node-3", "node-4"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from prunella import config as configuration
+from prunella import config_text
 from prunella.config import Config, GateConfig, StorageConfig
 from prunella.errors import Cause, ConfigError, StorageUnavailable
 from prunella.fleet.lifecycle import Fleet, Owner
@@ -37,7 +37,7 @@ def _own_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def open_experiment(root: Path, *faults: str) -> Ledger:
     ledger = Ledger(FolderStore(str(root)), "exp")
     record = ExperimentRecord(
-        name="exp", opened_ns=0, config=configuration.to_mapping(CONFIG), config_digest="d", faults=faults, versions={}
+        name="exp", opened_ns=0, config=config_text.to_mapping(CONFIG), config_digest="d", faults=faults, versions={}
     )
     ledger.put(ledger.experiment_key, record)
     return ledger

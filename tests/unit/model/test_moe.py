@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from prunella.config import ModelConfig
 from prunella.errors import ConfigError
-from prunella.model.moe import Experts, MixtureOfExperts
+from prunella.model.moe import MixtureOfExperts
 
 
 def make_moe(top_k=2, **settings):

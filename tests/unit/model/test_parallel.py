@@ -120,7 +120,9 @@ def test_waiting_for_the_other_rank_is_counted(two_ranks):
     assert all(rank[layout]["waited_ns"] > 0 for rank in two_ranks for layout in ("replicated", "spread"))
 
 
-@pytest.mark.parametrize(("world_size", "asked", "expected"), [(2, 0, 2), (1, 0, 1), (3, 0, 1), (4, 2, 2), (16, 0, 8), (6, 0, 1), (6, 1, 1)])
+@pytest.mark.parametrize(
+    ("world_size", "asked", "expected"), [(2, 0, 2), (1, 0, 1), (3, 0, 1), (4, 2, 2), (16, 0, 8), (6, 0, 1), (6, 1, 1)]
+)
 def test_expert_parallel_size_divides_world_and_experts(world_size, asked, expected):
     config = Config(model=ModelConfig(n_experts=8), parallel=ParallelConfig(expert_parallel=asked))
 

@@ -6,7 +6,7 @@ Two nodes and a spare, segments of 20 steps, a candidate every 5. Every method w
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunella import config as configuration
+from prunella import config_text
 from prunella.codec import digest
 from prunella.config import CheckpointConfig, Config
 from prunella.errors import Cause
@@ -65,7 +65,7 @@ class Story:
         record = ExperimentRecord(
             name=self.name,
             opened_ns=OPENED_NS,
-            config=configuration.to_mapping(self.config),
+            config=config_text.to_mapping(self.config),
             config_digest=digest(self.config),
             faults=faults,
             versions={},

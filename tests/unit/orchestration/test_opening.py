@@ -209,7 +209,13 @@ def test_no_node_is_gated_for_an_attempt_that_found_nothing_to_resume_from(story
     run = story.open_run()
     story.ledger.open_attempt(
         AttemptOpened(
-            segment=0, attempt=0, run_index=run.run_index, run_id=run.run_id, rung=0, opened_ns=1, nodes=(NodeRef(name="node-0"),)
+            segment=0,
+            attempt=0,
+            run_index=run.run_index,
+            run_id=run.run_id,
+            rung=0,
+            opened_ns=1,
+            nodes=(NodeRef(name="node-0"),),
         )
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prunella.config import to_toml
+from prunella.config_text import to_toml
 from prunella.errors import ConfigError
 from prunella.orchestration import closing
 from prunella.orchestration.submit import Submission, find_experiment, open_experiment, resolve
@@ -60,9 +60,7 @@ def test_a_recipe_written_out_is_itself_again(root: str, tmp_path: Path, name: s
         ({"assignments": ("recipe=tiny_moe",)}, "--set recipe=tiny_moe: .* give it with --recipe"),
     ],
 )
-def test_a_recipe_that_contradicts_the_file_is_refused(
-    root: str, tmp_path: Path, asked: dict[str, Any], words: str
-) -> None:
+def test_a_recipe_that_contradicts_the_file_is_refused(root: str, tmp_path: Path, asked: dict[str, Any], words: str) -> None:
     file = tmp_path / "experiment.toml"
     file.write_text('recipe = "tiny_dense"\n')
 
@@ -219,7 +217,10 @@ def test_a_fleet_that_is_too_small_is_refused(root: str, fleet_file: str) -> Non
 @pytest.mark.parametrize(
     ("nodes", "words"),
     [
-        ("[{name: a, devices: 2}, {name: b, devices: 2}, {name: c, role: spare}]", "any 2 of these 3 may train, found a: 2, b: 2, c: 1"),
+        (
+            "[{name: a, devices: 2}, {name: b, devices: 2}, {name: c, role: spare}]",
+            "any 2 of these 3 may train, found a: 2, b: 2, c: 1",
+        ),
         ("[{name: a, devices: 3}, {name: b, devices: 2}]", "batch.global_sequences: expected a multiple of the 5 ranks"),
     ],
 )

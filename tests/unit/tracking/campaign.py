@@ -8,7 +8,7 @@ All records are real and go through the real ledger; time is a counter, 1 unit =
 import hashlib
 from dataclasses import dataclass, field
 
-from prunella import config as configuration
+from prunella import config_text
 from prunella.codec import canonical_json, digest
 from prunella.config import CheckpointConfig, Config
 from prunella.errors import Cause
@@ -89,7 +89,7 @@ class Campaign:
         record = ExperimentRecord(
             name=self.ledger.name,
             opened_ns=START_NS,
-            config=configuration.to_mapping(self.config),
+            config=config_text.to_mapping(self.config),
             config_digest=digest(self.config),
             faults=FAULTS,
             versions={"torch": "2.13.0", "prunella": "0.1.0"},
