@@ -74,9 +74,7 @@ def test_the_file_decides_over_the_shell(file: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", ["COMPOSE_PROFILES", "COMPOSE_PROJECT_NAME", "AWS_ACCESS_KEY_ID", "AWS_DEFAULT_REGION"])
-def test_what_the_file_does_not_say_is_not_taken_from_the_shell(
-    name: str, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_file_does_not_say_is_not_taken_from_the_shell(name: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text(FILE.replace("COMPOSE_PROFILES=mlflow\n", ""))
     monkeypatch.setenv(name, "of-the-shell")
 
