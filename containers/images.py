@@ -93,7 +93,7 @@ def _bootstrap(builder: str) -> str:
 
 def _build(image: str, builder: str, base: str, prefix: str, torch_index: str | None) -> None:
     is_cuda = torch_index is not None and image == "trainer"
-    context = WORK / image
+    context = WORK / (f"{image}-cuda" if is_cuda else image)  # so that no build finds the other's torch
     context.mkdir(parents=True, exist_ok=True)
     print(f"{image}: wheels of requirements/{LOCKS[image]}.lock", flush=True)
     _make_wheels(image, context / "wheels", torch_index if is_cuda else None)
@@ -108,30 +108,32 @@ def _build(image: str, builder: str, base: str, prefix: str, torch_index: str | 
 
 def _make_wheels(image: str, folder: Path, torch_index: str | None) -> None:
     """Every package of the lock as a wheel, and this one. What is there already is not made again."""
-    lock = [line for line in (REPOSITORY / "requirements" / f"{LOCKS[image]}.lock").read_text().splitlines() if "==" in line]
+    file = REPOSITORY / "requirements" / f"{LOCKS[image]}.lock"
+    lock = [line for line in file.read_text().splitlines() if "==" in line]
     kept = {path for pin in lock if (path := _wheel_of(pin, folder)) is not None and torch_index is None}
     for path in set(folder.glob("*.whl")) - kept:
         path.unlink()
-    missing = [pin for pin in lock if _wheel_of(pin, folder) is None]
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--disable-pip-version-check",
-        "--no-input",
-        "--quiet",
-        "--wheel-dir",
-        str(folder),
-    ]
+    torch = [pin for pin in lock if pin.startswith("torch==")] if torch_index is not None else []
+    if missing := [pin for pin in lock if pin not in torch and _wheel_of(pin, folder) is None]:
+        _wheel(image, folder, "--no-deps", *missing)
     if torch_index is not None:
-        # A CUDA build brings packages of its own, which no lock of ours knows.
-        torch = next(pin for pin in lock if pin.startswith("torch=="))
-        missing.remove(torch)
-        _logged([*pip, "--index-url", torch_index, torch], image)
-    if missing:
-        _logged([*pip, "--no-deps", *missing], image)
-    _logged([*pip, "--no-deps", "--no-build-isolation", str(REPOSITORY)], image)
+        # A CUDA build brings packages of its own, which no lock of ours knows. Those that the lock does know lie in the folder
+        # by now, and pip is held to these versions: where torch wants another, it ends here and not in an image.
+        _wheel(image, folder, "--index-url", torch_index, "--find-links", str(folder), "--constraint", str(file), *torch)
+    _wheel(image, folder, "--no-deps", "--no-build-isolation", str(REPOSITORY))
+    _refuse_twins(folder)
+
+
+def _wheel(image: str, folder: Path, *arguments: str) -> None:
+    options = ("--disable-pip-version-check", "--no-input", "--progress-bar=off", "--wheel-dir", str(folder))
+    _logged([sys.executable, "-m", "pip", "wheel", *options, *arguments], image)
+
+
+def _refuse_twins(folder: Path) -> None:
+    """Ends where a package came in two versions, or for two platforms: an image would get either."""
+    names = [re.sub(r"[-_.]+", "-", path.name.partition("-")[0]).lower() for path in folder.glob("*.whl")]
+    if twins := sorted({name for name in names if names.count(name) > 1}):
+        sys.exit(f"make images: expected one wheel a package, found more of {', '.join(twins)}; remove {folder}, and try again")
 
 
 def _wheel_of(pin: str, folder: Path) -> Path | None:

@@ -76,8 +76,13 @@ def _make_bucket(root: str) -> None:
     except ClientError as error:
         if error.response["Error"]["Code"] not in ("404", "NoSuchBucket"):
             raise
-        client.create_bucket(Bucket=name)
+        client.create_bucket(Bucket=name, **_place(client.meta.region_name))
         print(f"made the bucket {name}", flush=True)
+
+
+def _place(region: str) -> dict[str, dict[str, str]]:
+    """Where a new bucket lies. S3 wants no word of it in us-east-1, and refuses a bucket elsewhere without one."""
+    return {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
 
 
 if __name__ == "__main__":

@@ -2,11 +2,17 @@
 
 The first time it writes prunella.env, with random passwords and ports that are free; that file is the one place where the
 stack is moved to a bucket, a PostgreSQL and data of your own. Then it hands compose.yaml to Docker's compose or, without
-Docker, to podman-compose. Other words go to compose as they are: `make stack ARGS=down`, `make stack ARGS="logs airflow"`.
+Docker, to podman-compose. What compose.yaml asks for, that file alone answers, never the shell: half of the stack is told by
+compose, the other half reads the file itself, and both must mean the same.
+
+Said again after an edit it makes every service anew, and ends those that the file names no more. Other words go to compose as
+they are: `make stack ARGS=down`, `make stack ARGS="logs airflow"`.
 """
 
 import argparse
+import hashlib
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -15,8 +21,10 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
+import yaml
 from dotenv import dotenv_values
 
 from prunella.data_prep.sources import stdlib_folder
@@ -27,6 +35,13 @@ from prunella.orchestration import live
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
+COMPOSE = HERE / "compose.yaml"
+#: A variable that compose.yaml asks for.
+_ASKED = re.compile(r"\$\{(\w+)")
+#: Marks every service with the settings that it was made with.
+SETTINGS_VARIABLE = "PRUNELLA_SETTINGS"
+#: The services that run where COMPOSE_PROFILES names them, by the profile of the same name.
+OPTIONAL = ("postgres", "s3", "mlflow")
 UP = ["up", "--detach"]
 #: Below the stack's folder: a folder each for what its services keep.
 KEPT = ("airflow", "corpus", "postgres", "published", "s3", "scratch")
@@ -47,12 +62,44 @@ def main() -> None:
     if not file.exists():
         write_settings(file, given.folder.resolve())
         print(f"wrote {file}: edit it to use a bucket, a PostgreSQL or data of your own, then run this again")
-    words = given.words or UP
-    code = subprocess.run([*_compose(), "--env-file", str(file), "--file", str(HERE / "compose.yaml"), *words]).returncode
+    engine, compose = _compose()
+    environment, words = environment_of(file), given.words or UP
+    if words[0] in ("up", "down"):
+        end_unnamed(engine, environment)
+    code = subprocess.run([*compose, "--env-file", str(file), "--file", str(COMPOSE), *words], env=environment).returncode
     if code:
         sys.exit(code)
     if words == UP:
         print(_wait_until_ready(file))
+
+
+def environment_of(file: Path) -> dict[str, str]:
+    """What compose is started with: this shell, but for what the file decides. Left to itself, compose prefers the shell."""
+    said = {name: value for name, value in dotenv_values(file).items() if value is not None}
+    asked = {*_ASKED.findall(COMPOSE.read_text()), *said}
+    kept = {name: value for name, value in os.environ.items() if name not in asked and not name.startswith("COMPOSE_")}
+    return {**kept, **said, SETTINGS_VARIABLE: _mark(file)}
+
+
+def _mark(file: Path) -> str:
+    """Another one after each edit, of the file or of compose.yaml. It is the same for all services, so that either all of them
+    are made anew or none."""
+    return hashlib.sha256(file.read_bytes() + COMPOSE.read_bytes()).hexdigest()[:16]
+
+
+def end_unnamed(engine: str, environment: Mapping[str, str]) -> None:
+    """End the services that the file names no more, which no compose does: a profile that is off is no orphan to Docker's, and
+    podman-compose removes all of a project with its orphans."""
+    project = environment.get("COMPOSE_PROJECT_NAME") or yaml.safe_load(COMPOSE.read_text())["name"]
+    named = environment.get("COMPOSE_PROFILES", "").split(",")
+    for service in (service for service in OPTIONAL if service not in named):
+        labels = {"project": project, "service": service}
+        filters = [f"--filter=label=com.docker.compose.{label}={value}" for label, value in labels.items()]
+        listed = subprocess.run([engine, "ps", "--all", "--quiet", *filters], check=True, capture_output=True, text=True)
+        for container in listed.stdout.split():
+            print(f"{service} is not in COMPOSE_PROFILES any more: ended")
+            subprocess.run([engine, "stop", container], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([engine, "rm", container], check=True, stdout=subprocess.DEVNULL)
 
 
 def write_settings(file: Path, folder: Path) -> None:
@@ -118,12 +165,12 @@ def _engine_socket(user: int) -> Path:
     return found
 
 
-def _compose() -> list[str]:
-    """What understands compose.yaml here."""
+def _compose() -> tuple[str, list[str]]:
+    """The engine of the services, and what understands compose.yaml for it."""
     if shutil.which("docker") and subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0:
-        return ["docker", "compose"]
+        return "docker", ["docker", "compose"]
     if shutil.which("podman"):
-        return [sys.executable, "-m", "podman_compose"]
+        return "podman", [sys.executable, "-m", "podman_compose"]
     sys.exit("make stack: neither Docker's compose nor podman is there; on Debian run: make system")
 
 

@@ -9,8 +9,10 @@ runs, writes the outcome to the ledger, mirrors everything to MLflow, and is red
 
 ## What pages a person
 The DAG run fails (`close_segment` is red): its log has the cause and the next step. `ask` waits, an hour at most, then
-stops. With `PRUNELLA_ALERT_WEBHOOK` set, a failed run is posted there, and one that has not ended
-`PRUNELLA_SEGMENT_DEADLINE_S` after it was queued; `PRUNELLA_ALERT_TEMPLATE` decides what the letter says.
+stops. After a `quality_regression` the segment is closed and the experiment waits: read the report, promote the checkpoint
+with `promote_checkpoint` if you accept it, and trigger the next segment. With `PRUNELLA_ALERT_WEBHOOK` set, a failed run is
+posted there, and one that has not ended `PRUNELLA_SEGMENT_DEADLINE_S` after it was queued; `PRUNELLA_ALERT_TEMPLATE` decides
+what the letter says.
 
 ## How to run it
 *Trigger* with the form; the fields left empty keep what the experiment was opened with. Trigger again with only

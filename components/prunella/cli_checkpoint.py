@@ -1,4 +1,4 @@
-"""`prunella checkpoint`: list, verify, digest and prune what an experiment has saved."""
+"""`prunella checkpoint`: list, verify, digest, promote and prune what an experiment has saved."""
 
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from prunella.checkpoint_history import CheckpointStatus
     from prunella.ledger import Ledger
 
-app = typer.Typer(no_args_is_help=True, help="List, verify, digest and prune checkpoints.")
+app = typer.Typer(no_args_is_help=True, help="List, verify, digest, promote and prune checkpoints.")
 
 Step = Annotated[int | None, typer.Option(help="Optimizer step of the checkpoint; the last verified one by default.")]
 
@@ -57,6 +57,21 @@ def checkpoint_verify(root: Root, experiment: Experiment = None, step: Step = No
     if verdict is not None and verdict.digest is not None and verdict.digest != found:
         raise ConfigError(f"checkpoint {ref.name}: validation recorded {verdict.digest}, the files now give {found}")
     print(f"{ref.name} step {ref.step}: {found}")
+
+
+@app.command("promote")
+def checkpoint_promote(
+    root: Root,
+    reason: Annotated[str, typer.Option(help="Why it is accepted although it fell behind; kept beside it.")],
+    experiment: Experiment = None,
+    step: Annotated[
+        int | None, typer.Option(help="Step with which an accepted segment ended; the last such by default.")
+    ] = None,
+) -> None:
+    """Accept a checkpoint whose evaluation shows a regression: the segments after it are compared with it."""
+    from prunella.orchestration.promoting import promote_by_hand
+
+    print(promote_by_hand(ledger_of(root, experiment), step=step, reason=reason))
 
 
 @app.command("prune")

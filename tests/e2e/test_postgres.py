@@ -16,6 +16,7 @@ from e2e.live_airflow import DAG_ID, LiveAirflow, live_airflow
 from e2e.test_airflow_without_torch import PROGRAM
 from e2e.test_kill_series import assert_nothing_was_lost, digest_of, kill_until_complete, unbroken_digest
 from postgres import Postgres, postgres_server
+from prunella.orchestration import airflow_home
 
 pytestmark = [
     pytest.mark.slow,
@@ -54,6 +55,15 @@ def test_ten_kills_under_two_schedulers_on_postgresql_run_nothing_twice(
     runs = [name for (name,) in postgres.ask("airflow", f"SELECT run_id FROM dag_run WHERE dag_id = '{DAG_ID}'")]
     assert {run.run_id for segment in range(4) for run in ledger.runs(segment)} <= set(runs)
     assert living_schedulers(airflow) == 2
+
+
+def test_the_environment_of_make_up_makes_airflows_tables_on_postgresql(postgres: Postgres, tmp_path: Path) -> None:
+    postgres.create("of_make_up")
+    address = postgres.uri("of_make_up").replace("postgresql://", "postgresql+psycopg2://")
+
+    airflow_home.migrate(airflow_home.environment(tmp_path) | {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": address}, sys.executable)
+
+    assert postgres.ask("of_make_up", "SELECT count(*) FROM dag_run") == [(0,)]
 
 
 def living_schedulers(airflow: LiveAirflow) -> int:

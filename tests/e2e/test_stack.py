@@ -1,4 +1,7 @@
-"""The stack of containers, moved to a bucket, a PostgreSQL and data of one's own by editing its one file."""
+"""The stack of containers, moved to a bucket, a PostgreSQL and data of one's own by editing its one file.
+
+It runs already, on other databases and without text of its own, when the file is edited and the stack is asked for again.
+"""
 
 import os
 import re
@@ -35,14 +38,16 @@ OPTIONS = CONFIGURATION.replace('inputs = ["builtin:stdlib"]\n', "")
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_stack_moves_to_own_bucket_postgresql_and_data_by_its_one_file(tmp_path: Path) -> None:
+def test_stack_moves_to_own_bucket_postgresql_and_data_by_its_one_file_also_while_it_runs(tmp_path: Path) -> None:
     books = write_books(tmp_path / "books")
     with engine_with(TRAINER, WORKER, AIRFLOW), postgres_server() as server, moto_bucket() as bucket:
         Path(os.environ["DOCKER_HOST"].removeprefix("unix://")).chmod(0o660)  # as systemd's and Docker's are
         file = tmp_path / "prunella.env"
         stack(file, tmp_path / "stack", "config")
-        settings = edited(file, own_services(bucket, server, books))
+        edited(file, own_services(bucket, server, books) | databases(server, "first_airflow", "first_mlflow"))
         with running(file), set_in_environment(bucket.environment):
+            settings = edited(file, {"PRUNELLA_DATA": str(books)} | databases(server, "airflow", "mlflow"))
+            assert "Airflow  http://127.0.0.1:" in stack(file, tmp_path / "stack")
             ledger = train(settings, bucket)
 
             assert ledger.config().data.inputs == (str(books),)
@@ -61,7 +66,7 @@ def write_books(folder: Path) -> Path:
 
 
 def own_services(bucket: Bucket, server: Postgres, books: Path) -> dict[str, str]:
-    """What a person writes into the file, and a name of this stack's own."""
+    """What a person writes into the file, but for the text and the databases, and a name of this stack's own."""
     return {
         "COMPOSE_PROFILES": "mlflow",
         "COMPOSE_PROJECT_NAME": f"prunella-test-{secrets.token_hex(4)}",
@@ -70,10 +75,15 @@ def own_services(bucket: Bucket, server: Postgres, books: Path) -> dict[str, str
         "AWS_REGION": bucket.environment["AWS_REGION"],
         "AWS_ACCESS_KEY_ID": bucket.environment["AWS_ACCESS_KEY_ID"],
         "AWS_SECRET_ACCESS_KEY": bucket.environment["AWS_SECRET_ACCESS_KEY"],
-        "PRUNELLA_DATABASE": server.uri("airflow").replace("postgresql:", "postgresql+psycopg2:"),
-        "MLFLOW_BACKEND_STORE_URI": server.uri("mlflow"),
-        "PRUNELLA_DATA": str(books),
         "PRUNELLA_DATA_FOLDER": str(books),
+    }
+
+
+def databases(server: Postgres, airflow: str, mlflow: str) -> dict[str, str]:
+    """None of them is there yet."""
+    return {
+        "PRUNELLA_DATABASE": server.uri(airflow).replace("postgresql:", "postgresql+psycopg2:"),
+        "MLFLOW_BACKEND_STORE_URI": server.uri(mlflow),
     }
 
 
@@ -97,10 +107,11 @@ def stack(file: Path, folder: Path, *words: str) -> str:
 
 @contextmanager
 def running(file: Path) -> Iterator[None]:
-    """The services up, and gone afterwards."""
+    """The services up, though Airflow has only begun to make its database, and gone afterwards."""
     folder = file.parent / "stack"
     try:
-        assert "Airflow  http://127.0.0.1:" in stack(file, folder)
+        stack(file, folder, "up", "-d")
+        wait_until_there(folder / "airflow" / "airflow" / "passwords.json")
         yield
     except AssertionError as error:
         error.add_note(stack(file, folder, "logs"))
@@ -108,6 +119,13 @@ def running(file: Path) -> Iterator[None]:
     finally:
         stack(file, folder, "down")
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_until_there(path: Path) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} was never made"
+        time.sleep(0.5)
 
 
 def train(settings: dict[str, str], bucket: Bucket) -> Ledger:

@@ -150,6 +150,24 @@ def test_a_container_has_no_capability_a_read_only_root_and_nothing_of_the_envir
     assert "no-new-privileges" in str(found["HostConfig"]["SecurityOpt"])
 
 
+def test_a_container_sees_the_credentials_of_the_home_folder_and_cannot_change_them(
+    held_launch: Launch, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    credentials = tmp_path_factory.mktemp("home") / ".aws" / "credentials"
+    credentials.parent.mkdir()
+    credentials.write_text("[default]\n")
+    for name in container._CREDENTIAL_FILES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(credentials.parents[1]))
+    handle = start(held_launch)
+    assert isinstance(handle, Container)
+
+    found = container._engine().api.inspect_container(handle.name)
+
+    assert [mount["RW"] for mount in found["Mounts"] if mount["Destination"] == str(credentials)] == [False]
+    assert f"AWS_SHARED_CREDENTIALS_FILE={credentials}" in found["Config"]["Env"]
+
+
 def test_a_container_that_cannot_be_started_is_one_clear_error(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine is asked for more open files than this machine allows."""
     monkeypatch.setattr("resource.getrlimit", lambda _which: (2**30, 2**30))

@@ -17,12 +17,18 @@ REQUESTS = {
     "look": ("GET", DAG, None),
     "trigger": ("POST", f"{DAG}/dagRuns", {"logical_date": None, "conf": {"experiment": "demo"}}),
     "trigger another DAG": ("POST", "/api/v2/dags/sweep_fleet/dagRuns", {"logical_date": None}),
+    "promote": ("POST", "/api/v2/dags/promote_checkpoint/dagRuns", {"logical_date": None, "conf": {"experiment": "demo"}}),
     "answer": ("PATCH", f"{RUN}/taskInstances/attempt_0.ask/-1/hitlDetails", {"chosen_options": ["Try again"]}),
     "clear a task": ("POST", f"{DAG}/clearTaskInstances", {"dag_run_id": "demo__seg-0000__r0", "dry_run": True}),
     "end a run": ("PATCH", RUN, {"state": "failed"}),
     "change a pool": ("POST", "/api/v2/pools", {"name": "mine", "slots": 1}),
 }
-USERS = {"viewer": [], "trigger": ["prunella_trigger"], "override": ["prunella_override"]}
+USERS = {
+    "viewer": [],
+    "trigger": ["prunella_trigger"],
+    "override": ["prunella_override"],
+    "promote": ["prunella_promote"],
+}
 PASSWORD = "only-for-this-test"
 
 

@@ -16,7 +16,7 @@ def test_what_trains_and_what_tracks_is_not_installed(library: str) -> None:
         importlib.metadata.distribution(library)
 
 
-@pytest.mark.parametrize("name", ["pretrain_segment", "advance_experiments", "sweep_fleet"])
+@pytest.mark.parametrize("name", ["pretrain_segment", "advance_experiments", "promote_checkpoint", "sweep_fleet"])
 def test_a_dag_file_is_read_without_it(name: str, tmp_path: Path) -> None:
     path = airflow_home.dags_folder() / f"{name}.py"
 

@@ -1,4 +1,4 @@
-"""Who may trigger, and who may override, under the FAB auth manager."""
+"""Who may trigger, who may override, and who may promote, under the FAB auth manager."""
 
 import json
 import os
@@ -51,3 +51,7 @@ def test_who_may_trigger_starts_segments_and_nothing_else(let_in: dict[str, list
 
 def test_who_may_override_answers_and_clears_but_starts_nothing(let_in: dict[str, list[str]]) -> None:
     assert let_in["override"] == ["look", "answer", "clear a task", "end a run"]
+
+
+def test_who_may_promote_accepts_checkpoints_and_nothing_else(let_in: dict[str, list[str]]) -> None:
+    assert let_in["promote"] == ["look", "promote"]

@@ -66,7 +66,7 @@ def test_the_command_line_has_the_commands_it_promises() -> None:
 
     promised = ["run", "trigger", "stage", "status", "stop", "resume", "extend", "report", "demo", "up"]
     assert names >= set(promised)
-    assert names >= {f"checkpoint {name}" for name in ("list", "verify", "digest", "prune")}
+    assert names >= {f"checkpoint {name}" for name in ("list", "verify", "digest", "promote", "prune")}
     assert names >= {"node list", "node cordon", "node uncordon", "fault list", "recipe list", "recipe show"}
 
 
@@ -177,6 +177,7 @@ NEEDS_EXPERIMENT = [
     "checkpoint list",
     "checkpoint digest",
     "checkpoint verify",
+    "checkpoint promote --reason accepted",
     "checkpoint prune",
 ]
 

@@ -40,6 +40,15 @@ LABEL = "org.prunella"
 #: read them.
 _FOR_STAGES = ("AWS_", "OMP_", "MKL_", "OPENBLAS_", "TOKENIZERS_", "HF_", "NCCL_", "GLOO_", "CUDA_")
 _SETTINGS = ("PRUNELLA_CACHE_BYTES", "PRUNELLA_S3_STYLE", "PRUNELLA_PUBLISHED", "PRUNELLA_MLFLOW_UI")
+#: How the network is left, in both spellings that programs read.
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+#: Files that the AWS SDK reads, by the variable that names them, and where it looks without. Source: botocore 1.44.
+_CREDENTIAL_FILES = {
+    "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials",
+    "AWS_CONFIG_FILE": "~/.aws/config",
+    "AWS_CA_BUNDLE": "",
+    "AWS_WEB_IDENTITY_TOKEN_FILE": "",
+}
 #: What tracking reads besides: where MLflow is and who we are there, and which task of Airflow asks.
 _FOR_TRACKING = ("MLFLOW_", "AIRFLOW_CTX_")
 #: An engine that does not answer within this long is away. Source: own choice 2026-11; creating a container on a driver that
@@ -241,24 +250,25 @@ def _passed_on(prefixes: tuple[str, ...]) -> dict[str, str]:
 def _environment() -> dict[str, str]:
     from prunella.data_prep.sources import STDLIB_VARIABLE, stdlib_folder
 
-    passed = _passed_on(_FOR_STAGES) | {name: os.environ[name] for name in _SETTINGS if name in os.environ}
+    passed = _passed_on(_FOR_STAGES) | {name: os.environ[name] for name in (*_SETTINGS, *_PROXIES) if name in os.environ}
+    files = {variable: str(path) for variable, path in _credential_files().items()}
     own = {"HOME": _TMP, "PRUNELLA_SCRATCH": str(scratch_base()), STDLIB_VARIABLE: str(stdlib_folder())}
-    return {**passed, **own}
+    return {**passed, **files, **own}
 
 
 def _mounts(writes: Iterable[Path], reads: Iterable[Path]) -> dict[str, dict[str, str]]:
     """Every folder under the path it has outside. What lies within another is mounted with it."""
-    read = {str(path.absolute()): {"bind": str(path.absolute()), "mode": "ro"} for path in [*reads, *_credential_files()]}
+    readable = [*reads, *_credential_files().values()]
+    read = {str(path.absolute()): {"bind": str(path.absolute()), "mode": "ro"} for path in readable}
     written = {str(path.absolute()): {"bind": str(path.absolute()), "mode": "rw"} for path in writes}
     return {**read, **written}
 
 
-def _credential_files() -> Iterator[Path]:
-    """The AWS SDK's own files, where they are set by name: their paths are in the environment that is passed on."""
-    for variable in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "AWS_CA_BUNDLE"):
-        path = os.environ.get(variable)
-        if path and Path(path).is_file():
-            yield Path(path)
+def _credential_files() -> dict[str, Path]:
+    """The AWS SDK's own files that are there, by variable: a container has another home, so each is named to it."""
+    named = {variable: os.environ.get(variable) or usual for variable, usual in _CREDENTIAL_FILES.items()}
+    paths = {variable: Path(os.path.expanduser(path)).absolute() for variable, path in named.items() if path}
+    return {variable: path for variable, path in paths.items() if path.is_file()}
 
 
 def _user() -> str:

@@ -13,9 +13,24 @@ import sys
 from pathlib import Path
 
 import prunella
-from prunella.errors import PrunellaError
+from prunella.errors import ConfigError, PrunellaError
 
 logger = logging.getLogger(__name__)
+
+#: The driver by which Airflow asks a database asynchronously, whichever its address names. Source: `airflow.settings` 3.3.2.
+_ASYNCHRONOUS = {"postgresql": "asyncpg", "mysql": "aiomysql", "sqlite": "aiosqlite"}
+#: Run by Airflow's own Python: says what keeps it from speaking to these addresses. They hold passwords, so they are no
+#: arguments, and of an error that may quote one only our own words are shown.
+_IMPORT_DRIVERS = """
+import os
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+for address in os.environ["PRUNELLA_ADDRESSES"].split():
+    try:
+        make_url(address).get_dialect().import_dbapi()
+    except Exception as error:
+        print(error if isinstance(error, (ImportError, SQLAlchemyError)) else "an address that cannot be read")
+"""
 
 
 def dags_folder() -> Path:
@@ -61,6 +76,28 @@ def make_pool(name: str, slots: int, variables: dict[str, str], python: str = sy
     logger.info("airflow_pool_made name=%s slots=%s", name, slots)
 
 
+def check_drivers(database: str, python: str = sys.executable) -> None:
+    """Return quietly when Airflow under this Python has what it takes to speak to a database.
+
+    Args:
+        database: its address, as SQLAlchemy writes it.
+
+    Raises:
+        ConfigError: a driver is missing, or the address names none that SQLAlchemy knows.
+    """
+    scheme, _, rest = database.partition(":")
+    name = scheme.partition("+")[0]
+    addresses = [database, *([f"{name}+{_ASYNCHRONOUS[name]}:{rest}"] if name in _ASYNCHRONOUS else [])]
+    variables = {**os.environ, "PRUNELLA_ADDRESSES": "\n".join(addresses)}
+    done = subprocess.run([python, "-c", _IMPORT_DRIVERS], env=variables, check=False, capture_output=True, text=True)
+    said = done.stderr.splitlines()[-1:] if done.returncode else done.stdout.splitlines()[:1]
+    if said:
+        raise ConfigError(
+            f"PRUNELLA_DATABASE: expected {scheme}:// to be a database that {python} has the drivers for, found: {said[0]}; "
+            "write postgresql+psycopg2://USER:PASSWORD@HOST/DATABASE, or run `make setup` if it is that"
+        )
+
+
 def migrate(variables: dict[str, str], python: str = sys.executable) -> None:
     """Bring Airflow's database up to this Airflow's schema.
 
@@ -70,8 +107,7 @@ def migrate(variables: dict[str, str], python: str = sys.executable) -> None:
     done = _airflow(["db", "migrate"], variables, python)
     if done.returncode:
         raise PrunellaError(
-            "Airflow's database could not be migrated; does it run, does it let us in, and is its driver installed? "
-            f"{_last_words(done)}"
+            f"Airflow's database could not be migrated; does it run, and does it let us in? {_last_words(done)}"
         )
 
 

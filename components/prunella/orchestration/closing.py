@@ -14,6 +14,7 @@ from prunella.errors import Cause, KeyExists
 from prunella.incidents.diagnose import from_failure
 from prunella.incidents.policy import Case, decide
 from prunella.ledger import Ledger
+from prunella.orchestration import promoting
 from prunella.orchestration.ask_stage import Asking, ask
 from prunella.orchestration.claim import SegmentRun, addressed, next_segment
 from prunella.orchestration.judging import accepted_records, attended
@@ -51,7 +52,7 @@ def evaluate(run: SegmentRun, on_start: OnStart) -> str:
         **addressed(run, ledger, attempt, Stage.EVALUATION, EVALUATION),
         checkpoint=last_checkpoint(ledger, run, attempt),
         dataset=dataset(ledger).fingerprint,
-        baseline=_baseline(ledger, run.segment),
+        baseline=promoting.baseline(ledger, run.segment),
     )
     asking = Asking(scratch=scratch_of(run, attempt), relaunches=RELAUNCHES, on_start=on_start)
     ask(ledger, ledger.request_key(run.segment, attempt.attempt, EVALUATION), request, asking)
@@ -66,15 +67,6 @@ def _accepted(ledger: Ledger, run: SegmentRun) -> tuple[AttemptOpened, DecisionR
     return attempt, decision
 
 
-def _baseline(ledger: Ledger, segment: int) -> str | None:
-    """Key of the evaluation of the newest promoted checkpoint before this segment."""
-    for number in range(segment - 1, -1, -1):
-        close = ledger.accepted(number)
-        if close is not None and close.is_promoted and close.attempt is not None:
-            return ledger.record_key(number, close.attempt, EVALUATION)
-    return None
-
-
 def promote(run: SegmentRun) -> str:
     """Mark the checkpoint as promoted if its evaluation shows no regression; returns the checkpoint's name."""
     ledger = run.ledger()
@@ -85,7 +77,7 @@ def promote(run: SegmentRun) -> str:
         raise NotReached(f"checkpoint {checkpoint.name} is not promoted: {_why_not(record)}")
     mark = CheckpointMark(checkpoint=checkpoint.name, reason="evaluated without regression", at_ns=time.time_ns())
     with contextlib.suppress(KeyExists):
-        ledger.put(ledger.mark_key(checkpoint.name, "promoted"), mark)
+        ledger.put(ledger.mark_key(checkpoint.name, promoting.PROMOTED), mark)
     return checkpoint.name
 
 
@@ -140,7 +132,7 @@ def _close(ledger: Ledger, run: SegmentRun, failed: StepFailed | None, message: 
         closed_ns=time.time_ns(),
         attempt=attempt.attempt if attempt is not None and is_accepted else None,
         checkpoint=checkpoint,
-        is_promoted=checkpoint is not None and ledger.mark(checkpoint.name, "promoted") is not None,
+        is_promoted=checkpoint is not None and ledger.mark(checkpoint.name, promoting.PROMOTED) is not None,
         records=accepted_records(ledger, attempt) if attempt is not None and is_accepted else {},
         incidents=_closing_incidents(ledger, run, attempt, checkpoint, failed),
     )

@@ -192,9 +192,11 @@ def start(settings: LiveSettings) -> Supervisor:
     """The supervisor of a live Airflow, not yet entered.
 
     Raises:
-        ConfigError: the root cannot hold a ledger.
+        ConfigError: the root cannot hold a ledger, or Airflow lacks the driver of its database.
         PrunellaError: the root does not answer, or Airflow's database cannot be brought up to date.
     """
+    if settings.database:
+        airflow_home.check_drivers(settings.database, settings.python)
     create_root(settings.root)
     prove_root(settings.root, is_sole_writer=True)  # Airflow starts one of two runs with one id
     variables = environment(settings)

@@ -20,6 +20,7 @@ from prunella.records import (
     DataPrepRecord,
     DecisionRecord,
     Diagnosis,
+    EvaluationRecord,
     ExperimentRecord,
     FailedRecord,
     Failure,
@@ -307,6 +308,31 @@ def validation(ref: CheckpointRef, *, is_good: bool = True) -> ValidationRecord:
         digest=DIGEST,
         checks=(),
     )
+
+
+def accept_evaluated(story: Story, segment: int, *, step: int, is_regression: bool = False) -> CheckpointRef:
+    """A segment that was accepted with a checkpoint at this step, and what its evaluation found."""
+    run = story.open_run(segment)
+    attempt = story.open_attempt(run)
+    checkpoint = story.candidate(step, segment=segment)
+    story.judge_checkpoint(checkpoint)
+    record = EvaluationRecord(
+        stage=Stage.EVALUATION,
+        verdict=Verdict.ACCEPTED,
+        started_ns=OPENED_NS + 12 * SECOND,
+        ended_ns=OPENED_NS + 13 * SECOND,
+        checkpoint=checkpoint,
+        digest=DIGEST,
+        heldout_loss_nats=4.0,
+        bits_per_byte=2.0,
+        heldout_tokens=8192,
+        scores=(),
+        is_regression=is_regression,
+        regression="the held-out loss rose" if is_regression else "",
+    )
+    story.put_record(attempt, Stage.EVALUATION, record)
+    story.close(run, Outcome.ACCEPTED, attempt=0, checkpoint=checkpoint)
+    return checkpoint
 
 
 def incident(cause: Cause, action: Action, *, row: str = "a row", **found: object) -> Incident:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from prunella.orchestration import graph
 from prunella.orchestration.airflow_home import dags_folder
 from prunella.orchestration.scheduling import NODE_POOL, on_all_nodes, segment_deadline
 from prunella.records import Action
+from unit.orchestration.story import Story, accept_evaluated
 
 DAGS = dags_folder()
 FILES = sorted(DAGS.glob("*.py"))
@@ -33,7 +35,7 @@ def bag() -> Any:
 
 
 def test_the_dag_files_are_where_airflow_is_told_to_look() -> None:
-    assert NAMES == ["advance_experiments", "pretrain_segment", "sweep_fleet"]
+    assert NAMES == ["advance_experiments", "pretrain_segment", "promote_checkpoint", "sweep_fleet"]
 
 
 def test_every_dag_file_imports_without_an_error(bag: Any) -> None:
@@ -65,8 +67,9 @@ def test_a_scheduled_dag_runs_without_being_asked_and_never_twice_at_once(bag: A
     assert dag.is_paused_upon_creation is False
 
 
-def test_a_segment_is_never_started_by_a_timetable(bag: Any) -> None:
-    assert bag.dags["pretrain_segment"].schedule is None
+@pytest.mark.parametrize("name", ["pretrain_segment", "promote_checkpoint"])
+def test_a_segment_and_a_persons_word_are_never_started_by_a_timetable(bag: Any, name: str) -> None:
+    assert bag.dags[name].schedule is None
 
 
 def test_the_dag_has_exactly_the_edges_of_the_graph(bag: Any) -> None:
@@ -123,6 +126,21 @@ def test_a_form_refuses_what_cannot_be_meant(bag: Any, name: str, value: object)
 
     with pytest.raises(ParamValidationError):
         param.resolve(value)
+
+
+def test_a_promotion_names_who_asked_for_it(bag: Any, root: str) -> None:
+    story = Story(root=root).begin()
+    checkpoint = accept_evaluated(story, 0, step=20, is_regression=True)
+    promote = bag.dags["promote_checkpoint"].get_task("promote").python_callable
+
+    promote(
+        params={"root": root, "experiment": "demo", "step": None, "reason": "the data changed"},
+        dag_run=SimpleNamespace(triggering_user_name="ada"),
+    )
+
+    mark = story.ledger.mark(checkpoint.name, "promoted")
+    assert mark is not None
+    assert mark.reason == "ada: the data changed"
 
 
 # ------------------------------------------------------------------------------------------------ the scheduler

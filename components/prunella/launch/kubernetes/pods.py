@@ -68,7 +68,7 @@ def _store(launch: ClusterLaunch, settings: ClusterSettings) -> list[Manifest]:
     secret = {"name": settings.store_secret}
     config = {"name": settings.store_config, "optional": True}
     keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if settings.store_secret else ()
-    plain = ("AWS_REGION", "AWS_ENDPOINT_URL")
+    plain = ("AWS_REGION", "AWS_ENDPOINT_URL", "PRUNELLA_S3_STYLE")
     return [
         *({"name": key, "valueFrom": {"secretKeyRef": {**secret, "key": key}}} for key in keys),
         *({"name": key, "valueFrom": {"configMapKeyRef": {**config, "key": key}}} for key in plain),

@@ -65,7 +65,7 @@ class ClusterSettings:
         service_account: whom pods of stages run as; it may do nothing.
         runtime: name of the TrainingRuntime behind every TrainJob.
         store_secret: secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty where the nodes may reach the bucket.
-        store_config: config map with AWS_REGION and AWS_ENDPOINT_URL, each of which may be absent.
+        store_config: config map with AWS_REGION, AWS_ENDPOINT_URL and PRUNELLA_S3_STYLE, each of which may be absent.
         claim: volume claim that holds a root which is a folder; empty where the root is a bucket.
         claim_path: where that claim is mounted; the root lies in it.
         device_resource: what an accelerator is called, such as nvidia.com/gpu; empty where there is none.

@@ -87,6 +87,14 @@ def test_credentials_are_references_and_never_values(monkeypatch: pytest.MonkeyP
     assert "sesame" not in str(manifest)
 
 
+def test_how_the_store_is_reached_comes_from_the_config_map_each_word_of_which_may_be_absent() -> None:
+    manifest = pod(launch(Stage.EVALUATION), SETTINGS)
+
+    references = [entry.get("valueFrom", {}).get("configMapKeyRef") for entry in container(manifest)["env"]]
+    found = {reference["key"]: reference["optional"] for reference in references if reference}
+    assert found == {"AWS_REGION": True, "AWS_ENDPOINT_URL": True, "PRUNELLA_S3_STYLE": True}
+
+
 def test_without_a_secret_the_nodes_themselves_may_reach_the_bucket() -> None:
     manifest = pod(launch(Stage.EVALUATION), ClusterSettings(store_secret=""))
 

@@ -1,0 +1,95 @@
+"""What goes into an image: every package of the lock in its version, what a CUDA build of torch brings besides, nothing twice.
+
+Packages are empty wheels in a folder, and pip is the real one: it resolves between them as it would between those of an index.
+"""
+
+import importlib.util
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "containers" / "images.py"
+LOCK = "# resolved\nfilelock==1.0\ntorch==2.13.0\n"
+PROJECT = """\
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "prunella"
+version = "0.1.0"
+[tool.hatch.build.targets.wheel]
+bypass-selection = true
+"""
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where pip looks, and nowhere else."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    for version in ("1.0", "2.0"):
+        publish(folder, "filelock", version)
+    publish(folder, "nvidia_cublas", "12.8")
+    return folder
+
+
+def publish(folder: Path, name: str, version: str, *requires: str) -> None:
+    """An empty wheel."""
+    about = f"{name}-{version}.dist-info"
+    needs = "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: a test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", "")
+
+
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, for a project with a lock of two packages."""
+    spec = importlib.util.spec_from_file_location("containers_images", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(module, "WORK", tmp_path)
+    (tmp_path / "requirements").mkdir()
+    (tmp_path / "requirements" / "component.lock").write_text(LOCK)
+    (tmp_path / "pyproject.toml").write_text(PROJECT)
+    return module
+
+
+def wheels_in(folder: Path) -> set[str]:
+    return {"-".join(path.name.split("-")[:2]) for path in folder.glob("*.whl")}
+
+
+def test_a_cuda_build_has_the_versions_of_the_lock_and_what_torch_brings_besides(
+    images: ModuleType, index: Path, tmp_path: Path
+) -> None:
+    publish(index, "torch", "2.13.0+cu130", "filelock", "nvidia-cublas==12.8")
+
+    images._make_wheels("trainer", tmp_path / "wheels", "https://torch.example/cu130")
+
+    found = wheels_in(tmp_path / "wheels")
+    assert found == {"filelock-1.0", "torch-2.13.0+cu130", "nvidia_cublas-12.8", "prunella-0.1.0"}
+
+
+def test_a_torch_that_wants_another_version_than_the_lock_ends_the_build(
+    images: ModuleType, index: Path, tmp_path: Path
+) -> None:
+    publish(index, "torch", "2.13.0+cu130", "filelock>=2")
+
+    with pytest.raises(SystemExit, match="filelock"):
+        images._make_wheels("trainer", tmp_path / "wheels", "https://torch.example/cu130")
+
+
+def test_two_wheels_of_one_package_end_the_build(images: ModuleType, tmp_path: Path) -> None:
+    publish(tmp_path, "nvidia_cublas", "12.8")
+    publish(tmp_path, "NVIDIA.cublas", "12.9")
+
+    with pytest.raises(SystemExit, match=r"more of nvidia-cublas; remove .*, and try again"):
+        images._refuse_twins(tmp_path)
