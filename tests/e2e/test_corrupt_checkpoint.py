@@ -13,3 +13,13 @@ def test_rotten_checkpoint_is_rejected_and_rolled_back_with_the_unbroken_digest(
     assert causes(summary) == [("checkpoint_invalid", "roll_back")]
     assert summary["checkpoints"]["rejected"] == 1
     assert campaign.digest() == unbroken.digest()
+
+
+@pytest.mark.slow
+def test_rotten_candidate_that_a_killed_attempt_left_is_an_incident_of_its_own(campaign: Campaign, unbroken: Campaign) -> None:
+    done = campaign.run(*IN_ONE_SEGMENT, "--fault", "corrupt-checkpoint:step=6", "--fault", "kill:rank=1,step=8")
+
+    summary = assert_complete(done, campaign)
+    assert causes(summary) == [("process_crash", "retry_same_nodes"), ("checkpoint_invalid", "roll_back")]
+    assert [incident["lost_steps"] for incident in summary["incidents"]] == [1, 3]
+    assert campaign.digest() == unbroken.digest()
