@@ -8,12 +8,14 @@ here: whoever reads proves the sha256, as everywhere.
 import errno
 import hashlib
 import os
+import re
 import shutil
 import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from prunella.errors import ConfigError
 from prunella.scratch import scratch_base
 
 #: A copy used within this time stays, whatever the limit: somebody may be about to open it. Source: own choice 2026-11, longer
@@ -24,8 +26,17 @@ _LIMIT_BYTES = 8 * 2**30
 
 
 def cache_limit_bytes() -> int:
-    """How much may be kept."""
-    return int(os.environ.get("PRUNELLA_CACHE_BYTES", _LIMIT_BYTES))
+    """How much may be kept.
+
+    Raises:
+        ConfigError: PRUNELLA_CACHE_BYTES is no number of bytes.
+    """
+    chosen = os.environ.get("PRUNELLA_CACHE_BYTES") or str(_LIMIT_BYTES)
+    if not re.fullmatch("[0-9]+", chosen):
+        raise ConfigError(
+            f"PRUNELLA_CACHE_BYTES: expected a whole number of bytes, found {chosen!r}; write it out (8 GiB are {8 * 2**30})"
+        )
+    return int(chosen)
 
 
 class ObjectCache:

@@ -1,8 +1,6 @@
 """A store in a bucket, over boto3: conditional puts, parts in parallel, every failure one of ours.
 
-Credentials, region, endpoint and time-outs are the SDK's own settings (environment, profile, instance role), so that what
-works with the AWS command line works here; none of them is ever logged or recorded. Retrying is the business of
-`RetryingStore`: the SDK's own is off. Big files go up in parts; a put that is tried again sends only the parts that are
+Retrying is the business of `RetryingStore`. Big files go up in parts; a put that is tried again sends only the parts that are
 missing. Whether the bucket honours `If-None-Match` is found out where an experiment is opened (`arbitration.py`).
 """
 
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from prunella.errors import ConfigError, KeyExists, KeyMissing, PrunellaError, StorageUnavailable
 from prunella.storage.cache import ObjectCache, cache_limit_bytes
+from prunella.storage.client import make_client
 from prunella.storage.refusals import UploadLost, existing, translated
 from prunella.storage.store import Content, Stamp, check_key, content_of
 
@@ -46,9 +45,6 @@ _PIECE_BYTES = 256 * 2**10
 #: Parts under way at once: two a core, because threads of one interpreter beyond that wait for each other, and ten at most.
 #: Source: ten is boto3's TransferConfig.max_concurrency; measured 2026-11 on 2 cores against radosgw: four beat ten.
 _CONCURRENCY = min(10, 2 * len(os.sched_getaffinity(0)))
-#: Seconds until a connection, or a silent one, counts as lost. Source: own choice 2026-11; healthy answers take milliseconds.
-_CONNECT_TIMEOUT_S = 5
-_READ_TIMEOUT_S = 30
 
 
 @dataclass(slots=True)
@@ -79,7 +75,7 @@ class S3Store:
             raise ConfigError(f"--root {root}: expected s3://BUCKET or s3://BUCKET/PREFIX")
         self._root = f"{SCHEME}://{bucket}/{check_key(prefix)}" if prefix else f"{SCHEME}://{bucket}"
         self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
-        self._client = _client()
+        self._client = make_client(self._root)
         self._uploads: dict[str, _Upload] = {}
         self._cuts: dict[str, _Cut] = {}
         self._cache = ObjectCache(self._root, limit_bytes=cache_limit_bytes())
@@ -317,24 +313,6 @@ class S3Store:
         with translated(self._root, key):
             answer: dict[str, Any] = getattr(self._client, operation)(Bucket=self._bucket, Key=self._key(key), **arguments)
             return answer
-
-
-def _client() -> Any:
-    """Made by the SDK from its own settings. PRUNELLA_S3_STYLE (`auto`, `path`, `virtual`) is how the bucket is addressed."""
-    import boto3
-    from botocore.config import Config
-
-    settings = Config(
-        retries={"total_max_attempts": 1},
-        connect_timeout=_CONNECT_TIMEOUT_S,
-        read_timeout=_READ_TIMEOUT_S,
-        max_pool_connections=20,
-        s3={"addressing_style": os.environ.get("PRUNELLA_S3_STYLE", "auto")},
-        # Our own sha256 is proven on every read; not every server knows the SDK's newer checksums.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-    )
-    return boto3.session.Session().client("s3", config=settings)
 
 
 def _part_bytes(size_bytes: int) -> int:
