@@ -16,6 +16,7 @@ import pytest
 from prunella.config import StorageConfig
 from prunella.errors import ConfigError, KeyExists, KeyMissing, StorageFull, StorageUnavailable
 from prunella.storage import Content, FolderStore, RetryingStore, check_key, open_store
+from prunella.storage.store import TransferCut
 
 _PATIENCE = StorageConfig(retry_s=0.2, first_delay_s=0.001, max_delay_s=0.002)
 
@@ -222,6 +223,85 @@ def test_a_long_outage_becomes_an_error_that_says_how_long_it_was_waited_for(roo
         store.get("a")
 
     assert store.waits == []
+
+
+class _Clock:
+    """Time that passes only when somebody says so."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+    def let_pass(self, seconds: float) -> None:
+        self.now_ns += int(seconds * 1e9)
+
+
+class _SlowStore(FolderStore):
+    """Each read takes a while; the first ones end in these failures."""
+
+    def __init__(self, root: str, clock: _Clock, failures: list[StorageUnavailable], *, read_s: float) -> None:
+        super().__init__(root)
+        self._clock, self._failures, self._read_s = clock, iter(failures), read_s
+
+    def get(self, key: str) -> bytes:
+        self._clock.let_pass(self._read_s)
+        if (failure := next(self._failures, None)) is not None:
+            raise failure
+        return super().get(key)
+
+
+def _patient(root: str, failures: list[StorageUnavailable], *, read_s: float, retry_s: float) -> RetryingStore:
+    """Around a slow store that holds `a`."""
+    FolderStore(root).put_new("a", b"content")
+    clock = _Clock()
+    settings = StorageConfig(retry_s=retry_s, first_delay_s=0.1, max_delay_s=0.1)
+    return RetryingStore(_SlowStore(root, clock, failures, read_s=read_s), settings, clock_ns=clock, sleep=clock.let_pass)
+
+
+def test_patience_begins_with_the_first_failure_not_with_the_call(root: str) -> None:
+    store = _patient(root, [StorageUnavailable("503")], read_s=3600.0, retry_s=60.0)
+
+    content = store.get("a")
+
+    assert content == b"content"
+
+
+def test_time_in_which_something_was_sent_is_no_outage(root: str) -> None:
+    store = _patient(root, [StorageUnavailable("503")], read_s=3600.0, retry_s=60.0)
+
+    store.get("a")
+
+    [wait] = store.waits
+    assert wait.start_ns == 3600 * 10**9
+    assert wait.end_ns - wait.start_ns <= 10**8
+
+
+def test_patience_begins_again_when_part_of_a_file_had_arrived(root: str) -> None:
+    store = _patient(root, [TransferCut("503")] * 5, read_s=50.0, retry_s=60.0)
+
+    content = store.get("a")
+
+    assert content == b"content"
+    assert len(store.waits) == 5
+    assert sum(wait.end_ns - wait.start_ns for wait in store.waits) <= 5 * 10**8
+
+
+def test_patience_ends_where_a_store_that_is_tried_again_moves_nothing(root: str) -> None:
+    store = _patient(root, [StorageUnavailable("503")] * 5, read_s=50.0, retry_s=60.0)
+
+    with pytest.raises(StorageUnavailable, match="503; gave up after 60 s"):
+        store.get("a")
+
+    assert store.waits == []
+
+
+def test_no_patience_is_no_second_try(root: str) -> None:
+    store = _patient(root, [StorageUnavailable("503")], read_s=0.0, retry_s=0.0)
+
+    with pytest.raises(StorageUnavailable, match="503; gave up after 0 s"):
+        store.get("a")
 
 
 def test_a_put_whose_answer_was_lost_finds_its_own_object(root: str) -> None:

@@ -21,7 +21,7 @@ from prunella.errors import ConfigError, KeyExists, KeyMissing, PrunellaError, S
 from prunella.storage.cache import ObjectCache, cache_limit_bytes
 from prunella.storage.client import make_client
 from prunella.storage.refusals import UploadLost, existing, translated
-from prunella.storage.store import Content, Stamp, check_key, content_of
+from prunella.storage.store import Content, Stamp, TransferCut, check_key, content_of
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
@@ -122,12 +122,15 @@ class S3Store:
             raise existing(self._root, key)
         upload = self._uploads.get(key) or self._begin(key)
         self._uploads[key] = upload
+        n_before = len(upload.done)
         try:
             self._send_parts(key, upload, path, size_bytes, sha256)
             etag = self._commit(key, upload)
         except PrunellaError as error:
             if isinstance(error, UploadLost) or not isinstance(error, StorageUnavailable):
                 self._abort(key, upload)
+            elif len(upload.done) > n_before:
+                raise TransferCut(str(error)) from error
             raise
         del self._uploads[key]
         return self._prove(key, etag)
@@ -258,11 +261,14 @@ class S3Store:
         if cut is not None and cut.path.exists():
             os.replace(cut.path, path)
             done = cut.done if cut.version == version else done
+        n_before = len(done)
         try:
             self._download(key, path, int(found["ContentLength"]), done, sha256)
-        except StorageUnavailable:
+        except StorageUnavailable as error:
             self._cuts[key] = _Cut(version, path.with_name(f"{path.name}.cut"), done)
             os.replace(path, self._cuts[key].path)
+            if len(done) > n_before:
+                raise TransferCut(str(error)) from error
             raise
 
     def _download(self, key: str, path: Path, size_bytes: int, done: set[int], sha256: "Hash | None") -> None:

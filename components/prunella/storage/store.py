@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from prunella.errors import ConfigError
+from prunella.errors import ConfigError, StorageUnavailable
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*(/[A-Za-z0-9][A-Za-z0-9._=-]*)*")
 
@@ -25,6 +25,10 @@ class Content:
 
     size_bytes: int
     sha256: str
+
+
+class TransferCut(StorageUnavailable):
+    """The store stopped in the middle of a file, and what had arrived by then counts: the next try goes on from there."""
 
 
 class Store(Protocol):
