@@ -119,6 +119,22 @@ def test_a_damaged_object_set_aside_makes_room_and_is_kept(store: FolderStore) -
     assert store.get("a/b") == b"whole"
 
 
+def test_setting_aside_what_an_earlier_try_has_moved_is_done(store: FolderStore) -> None:
+    store.put_new("a/b", b"damaged")
+
+    moved = [store.set_aside("a/b", "set-aside/a/b.1") for _ in range(2)]
+
+    assert moved == ["set-aside/a/b.1"] * 2
+    assert store.get("set-aside/a/b.1") == b"damaged"
+
+
+def test_a_placed_file_shows_the_object_and_tells_nothing_new(store: FolderStore, tmp_path: Path) -> None:
+    store.put_new("a/b", b"content")
+
+    assert store.place("a/b", tmp_path / "placed") is None
+    assert (tmp_path / "placed").read_bytes() == b"content"
+
+
 @contextmanager
 def no_room_for_more_than_4_kib() -> Iterator[None]:
     """Only for the call itself: the limit holds for whatever this process writes, also for pytest's own log."""
@@ -302,6 +318,26 @@ def test_no_patience_is_no_second_try(root: str) -> None:
 
     with pytest.raises(StorageUnavailable, match="503; gave up after 0 s"):
         store.get("a")
+
+
+def test_every_try_to_set_aside_means_the_same_place(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner, places = FolderStore(root), list[str | None]()
+    inner.put_new("a", b"damaged")
+    move = inner.set_aside
+
+    def move_without_an_answer(key: str, target: str | None = None) -> str:
+        places.append(target)
+        where = move(key, target)
+        if len(places) == 1:
+            raise StorageUnavailable("the answer was lost")
+        return where
+
+    monkeypatch.setattr(inner, "set_aside", move_without_an_answer)
+
+    where = RetryingStore(inner, _PATIENCE).set_aside("a")
+
+    assert places == [where, where]
+    assert inner.get(where) == b"damaged"
 
 
 def test_a_put_whose_answer_was_lost_finds_its_own_object(root: str) -> None:

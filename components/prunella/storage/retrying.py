@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from prunella.config import StorageConfig
 from prunella.errors import KeyExists, StorageUnavailable
-from prunella.storage.store import Content, Stamp, Store, TransferCut, content_of
+from prunella.storage.store import Content, Stamp, Store, TransferCut, aside, content_of
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -53,6 +53,9 @@ class WrappedStore:
     def local_path(self, key: str) -> Path:
         return self._call(key, lambda: self._inner.local_path(key))
 
+    def place(self, key: str, path: Path) -> Content | None:
+        return self._call(key, lambda: self._inner.place(key, path))
+
     def measure(self, key: str) -> Content:
         return self._call(key, lambda: self._inner.measure(key))
 
@@ -65,8 +68,9 @@ class WrappedStore:
     def delete(self, key: str) -> None:
         self._call(key, lambda: self._inner.delete(key))
 
-    def set_aside(self, key: str) -> str:
-        return self._call(key, lambda: self._inner.set_aside(key))
+    def set_aside(self, key: str, target: str | None = None) -> str:
+        place = target or aside(key)  # chosen once: each try means the same place
+        return self._call(key, lambda: self._inner.set_aside(key, place))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
