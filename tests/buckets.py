@@ -27,8 +27,7 @@ def made_bucket(endpoint: str, root: str, *, key: str, secret: str) -> Bucket:
         "AWS_ENDPOINT_URL_S3": endpoint,
         "AWS_ACCESS_KEY_ID": key,
         "AWS_SECRET_ACCESS_KEY": secret,
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_REGION": "us-east-1",  # and not AWS_DEFAULT_REGION, which is the SDK's own: our pages promise this one
         "AWS_EC2_METADATA_DISABLED": "true",
     }
     credentials = {"aws_access_key_id": key, "aws_secret_access_key": secret}

@@ -1,8 +1,8 @@
 """A proxy that misbehaves between a client and an S3 server, by a schedule that a seed determines.
 
-It cuts requests and answers at any byte, delays, answers 500, 503 and SlowDown, goes silent for a while, and lies: it says
-that a write succeeded and throws it away. Each request draws its fault; `faults` lists what was done, so that a test can say
-that something was, and `requests` what was asked for.
+It cuts requests and answers at any byte, of their headers too, delays, answers 500, 503 and SlowDown, goes away for a moment
+in which nobody gets an answer, and lies: it says that a write succeeded and throws it away. Each request draws its fault;
+`faults` lists what was done, so that a test can say that something was, and `requests` what was asked for.
 """
 
 import random
@@ -17,16 +17,19 @@ from urllib.parse import urlsplit
 
 #: What may happen to a request, and how often. The rest passes.
 ODDS = {
-    "cut the request": 0.06,
-    "cut the answer": 0.06,
-    "lose the answer": 0.05,
-    "500": 0.04,
-    "503": 0.04,
-    "SlowDown": 0.04,
+    "cut the request": 0.05,
+    "cut the answer": 0.05,
+    "cut the headers": 0.05,
+    "lose the answer": 0.04,
+    "500": 0.03,
+    "503": 0.03,
+    "SlowDown": 0.03,
     "delay": 0.05,
+    "go away": 0.01,
     "lie": 0.03,
 }
 DELAY_S = 0.2
+AWAY_S = 0.2
 _ERROR = '<?xml version="1.0"?><Error><Code>{code}</Code><Message>a test asked for it</Message></Error>'
 _STATUS = {"500": (500, "InternalError"), "503": (503, "ServiceUnavailable"), "SlowDown": (503, "SlowDown")}
 _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
@@ -40,6 +43,8 @@ class Schedule:
     faults: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     is_off: bool = False
+    #: Until when, by `time.monotonic`, whoever asks is hung up on.
+    away_until_s: float = 0.0
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
@@ -78,52 +83,70 @@ def _handler(upstream: str, schedule: Schedule) -> type[BaseHTTPRequestHandler]:
 
         def serve(self) -> None:
             schedule.requests.append(f"{self.command} {self.path}")
-            fault, where = schedule.draw(self.command, self.path)
+            if time.monotonic() < schedule.away_until_s:
+                self.hang_up()
+                return
+            self.fault, self.where = schedule.draw(self.command, self.path)
+            if self.fault == "go away":
+                schedule.away_until_s = time.monotonic() + AWAY_S
+                self.hang_up()
+                return
             if self.headers.get("Expect", "").lower() == "100-continue":
                 self.send_response_only(100)
                 self.end_headers()
             length = int(self.headers.get("Content-Length") or 0)
-            if fault == "cut the request":
-                self.rfile.read(int(length * where))
+            if self.fault == "cut the request":
+                self.rfile.read(int(length * self.where))
                 self.hang_up()
                 return
             body = self.rfile.read(length)
-            if fault == "delay":
+            if self.fault == "delay":
                 time.sleep(DELAY_S)
-            if fault in _STATUS:
-                self.answer(_STATUS[fault][0], {}, _ERROR.format(code=_STATUS[fault][1]).encode())
-            elif fault == "lie":
+            if self.fault in _STATUS:
+                status, code = _STATUS[self.fault]
+                self.answer(status, {}, _ERROR.format(code=code).encode())
+            elif self.fault == "lie":
                 self.answer(200, {"ETag": '"0"'}, b"")
             else:
-                self.forward(body, fault, where)
+                self.forward(body)
 
-        def forward(self, body: bytes, fault: str, where: float) -> None:
+        def forward(self, body: bytes) -> None:
             connection = HTTPConnection(upstream, timeout=30)
             headers = {name: value for name, value in self.headers.items() if name.lower() not in {*_HOP, "expect"}}
             connection.request(self.command, self.path, body=body or None, headers=headers)
             found = connection.getresponse()
             content = found.read()
             connection.close()
-            if fault == "lose the answer":
+            if self.fault == "lose the answer":
                 self.hang_up()
                 return
             length = found.getheader("Content-Length")
             given = {name: value for name, value in found.getheaders() if name.lower() not in {*_HOP, "server", "date"}}
-            cut = int(len(content) * where) if fault == "cut the answer" else None
-            self.answer(found.status, given, content, length=length, cut=cut)
+            self.answer(found.status, given, content, length=length)
 
-        def answer(
-            self, status: int, headers: dict[str, str], content: bytes, *, length: str | None = None, cut: int | None = None
-        ) -> None:
+        def answer(self, status: int, headers: dict[str, str], content: bytes, *, length: str | None = None) -> None:
             self.send_response(status)
+            # First: the last header may be cut inside its value, and a length without its last digit is a length.
+            self.send_header("Content-Length", length if self.command == "HEAD" and length else str(len(content)))
             for name, value in headers.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", length if self.command == "HEAD" and length else str(len(content)))
+            if self.fault == "cut the headers":
+                self.cut_headers()
+                return
             self.end_headers()
+            shown = content[: int(len(content) * self.where)] if self.fault == "cut the answer" else content
             if self.command != "HEAD":
-                self.wfile.write(content if cut is None else content[:cut])
-            if cut is not None and cut < len(content):
+                self.wfile.write(shown)
+            if len(shown) < len(content):
                 self.hang_up()
+
+        def cut_headers(self) -> None:
+            """Somewhere behind the status line: a cut inside that is an answer that was lost."""
+            status, *headers = self._headers_buffer
+            rest = b"".join(headers)
+            self._headers_buffer = [status, rest[: int(len(rest) * self.where)]]
+            self.flush_headers()
+            self.hang_up()
 
         def hang_up(self) -> None:
             self.close_connection = True

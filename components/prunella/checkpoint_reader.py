@@ -26,7 +26,8 @@ from prunella.checkpoint_state import OPTIM, TrainingState, logical_tensors, mak
 from prunella.errors import CheckpointInvalid, ConfigError, DigestMismatch, KeyMissing
 from prunella.ledger import Ledger
 from prunella.records import CheckpointManifest, CheckpointRef, DataPrepRecord, FileEntry, from_bytes
-from prunella.storage import Content
+from prunella.scratch import scratch_base
+from prunella.storage import Content, with_local_file
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +61,12 @@ def _load(
     manifest = read_manifest(ledger, ref)
     agree(group, lambda: _verify_share(ledger, manifest, group))
     state = read_state(ledger, manifest)
-    with folder_of(ledger, manifest) as folder:
-        sizes = read_sizes(folder, manifest)
+    with contextlib.ExitStack() as opened:
+        shown: list[Path] = []
+        agree(group, lambda: shown.append(opened.enter_context(folder_of(ledger, manifest))))
+        sizes = read_sizes(shown[0], manifest)
         agree(group, lambda: _prepare(model, optimizer, sizes, manifest))
-        reader = HuggingFaceStorageReader(str(folder))
+        reader = HuggingFaceStorageReader(str(shown[0]))
         load_sharded(logical_tensors(model, optimizer), storage_reader=reader, process_group=group, no_dist=group is None)
     return state
 
@@ -122,7 +125,7 @@ def verify_file(ledger: Ledger, manifest: CheckpointManifest, entry: FileEntry) 
     Raises:
         CheckpointInvalid: it is missing, or its size or sha256 differs.
     """
-    store, wanted = ledger.store, Content(size_bytes=entry.size_bytes, sha256=entry.sha256)
+    store, wanted = ledger.store, _content(entry)
     try:
         found = store.measure(entry.key)
         if found != wanted and store.drop_copy(entry.key):
@@ -148,12 +151,33 @@ def _verify_share(ledger: Ledger, manifest: CheckpointManifest, group: dist.Proc
 
 @contextlib.contextmanager
 def folder_of(ledger: Ledger, manifest: CheckpointManifest) -> Iterator[Path]:
-    """A folder that shows the reader the proven tensor files and nothing else."""
-    with tempfile.TemporaryDirectory(prefix="prunella-checkpoint-") as name:
+    """A folder that shows the reader the proven tensor files and nothing else.
+
+    It lies in scratch, beside the copies of a bucket's objects: there the files get a second name, and outlive the copies.
+
+    Raises:
+        CheckpointInvalid: a file that had to be fetched for that is damaged.
+    """
+    base = scratch_base()
+    base.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=base) as name:
         for entry in manifest.files:
             if entry.key.endswith(".safetensors"):
-                (Path(name) / Path(entry.key).name).symlink_to(ledger.store.local_path(entry.key))
+                _place(ledger, manifest, entry, Path(name) / Path(entry.key).name)
         yield Path(name)
+
+
+def _place(ledger: Ledger, manifest: CheckpointManifest, entry: FileEntry, path: Path) -> None:
+    """Show a file. One that is fetched only now (another machine proved it, or its copy had to make room) is proven now."""
+    fetched = ledger.store.place(entry.key, path)
+    if fetched not in (None, _content(entry)):
+        path.unlink()
+        verify_file(ledger, manifest, entry)  # which looks at the bucket once more
+        ledger.store.place(entry.key, path)
+
+
+def _content(entry: FileEntry) -> Content:
+    return Content(size_bytes=entry.size_bytes, sha256=entry.sha256)
 
 
 # ------------------------------------------------------------------------------------------------ loader state (R12)
@@ -170,7 +194,7 @@ def read_state(ledger: Ledger, manifest: CheckpointManifest) -> TrainingState:
         raise CheckpointInvalid(f"checkpoint {manifest.name} has no loader state (a file *-state.json); {_NEXT}")
     try:
         verify_file(ledger, manifest, entry)
-        state = from_bytes(TrainingState, ledger.store.local_path(entry.key).read_bytes(), entry.key)
+        state = from_bytes(TrainingState, with_local_file(ledger.store, entry.key, Path.read_bytes), entry.key)
     except (KeyMissing, FileNotFoundError, DigestMismatch, ConfigError, ValueError) as error:
         raise CheckpointInvalid(f"checkpoint {manifest.name}: its loader state cannot be read: {error}; {_NEXT}") from error
     for what, expected, found in _claims(ledger, manifest, state):

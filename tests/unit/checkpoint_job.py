@@ -173,7 +173,7 @@ def make_checkpoints(
 
 def run_job(root: Path, world_size: int = 2) -> dict[str, object]:
     """Run this file as `world_size` ranks; what they found."""
-    environment = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    environment = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "PRUNELLA_SCRATCH": str(root / "scratch")}
     command = [sys.executable, __file__, str(root)]
     ranks = [
         subprocess.Popen([*command, str(rank), str(world_size)], env=environment, stderr=subprocess.PIPE, text=True)

@@ -1,5 +1,6 @@
 """A machine does not download what it has just uploaded, keeps little of it, and believes none of it."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ from fault_proxy import Schedule, fault_proxy
 from prunella import checkpoints
 from prunella.checkpoint_validation.stage import run as validate
 from prunella.faults import flip_byte
-from prunella.ledger import Ledger
+from prunella.ledger import Ledger, open_ledger
 from prunella.records import CheckpointRef, Stage, ValidateRequest, ValidationRecord, Verdict
+from prunella.storage import Content
 from unit import checkpoint_job as tiny
 
 
@@ -110,6 +112,41 @@ def test_a_sound_copy_does_not_hide_that_the_object_was_damaged(watched: Watched
     assert record.verdict is Verdict.REJECTED
     assert record.failure is not None
     assert f"{victim} is damaged" in record.failure.message
+
+
+def test_a_checkpoint_larger_than_all_copies_may_be_is_read_whole(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    [ref] = watched.save(steps=2, keep_local=0)
+    monkeypatch.setenv("PRUNELLA_CACHE_BYTES", "1")
+    tight = dataclasses.replace(watched, ledger=open_ledger(watched.ledger.store.root, tiny.EXPERIMENT))
+
+    record = tight.validate(ref)
+    resumed = tight.resume(ref)
+
+    assert record.verdict is Verdict.ACCEPTED, record.failure
+    assert resumed.digest(2) == record.digest
+    assert list(watched.scratch.glob("checkpoint-*")) == []
+
+
+def test_a_file_damaged_on_its_way_to_the_reader_is_fetched_once_more(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [ref] = watched.save(steps=2, keep_local=0)
+    record = watched.validate(ref)
+    store, garbage = watched.ledger.store, iter([b"garbage"])
+    place = store.place
+
+    def place_garbage(key: str, path: Path) -> Content | None:
+        if (content := next(garbage, None)) is None:
+            return place(key, path)
+        path.write_bytes(content)
+        return Content(size_bytes=len(content), sha256="0" * 64)
+
+    monkeypatch.setattr(store, "place", place_garbage)
+
+    resumed = watched.resume(ref)
+
+    assert next(garbage, None) is None
+    assert resumed.digest(2) == record.digest
 
 
 def test_copies_of_the_newest_checkpoints_are_kept_and_of_no_others(watched: Watched) -> None:

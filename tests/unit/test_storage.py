@@ -16,6 +16,7 @@ import pytest
 from prunella.config import StorageConfig
 from prunella.errors import ConfigError, KeyExists, KeyMissing, StorageFull, StorageUnavailable
 from prunella.storage import Content, FolderStore, RetryingStore, check_key, open_store
+from prunella.storage.store import TransferCut
 
 _PATIENCE = StorageConfig(retry_s=0.2, first_delay_s=0.001, max_delay_s=0.002)
 
@@ -116,6 +117,22 @@ def test_a_damaged_object_set_aside_makes_room_and_is_kept(store: FolderStore) -
 
     assert store.get(kept) == b"damaged"
     assert store.get("a/b") == b"whole"
+
+
+def test_setting_aside_what_an_earlier_try_has_moved_is_done(store: FolderStore) -> None:
+    store.put_new("a/b", b"damaged")
+
+    moved = [store.set_aside("a/b", "set-aside/a/b.1") for _ in range(2)]
+
+    assert moved == ["set-aside/a/b.1"] * 2
+    assert store.get("set-aside/a/b.1") == b"damaged"
+
+
+def test_a_placed_file_shows_the_object_and_tells_nothing_new(store: FolderStore, tmp_path: Path) -> None:
+    store.put_new("a/b", b"content")
+
+    assert store.place("a/b", tmp_path / "placed") is None
+    assert (tmp_path / "placed").read_bytes() == b"content"
 
 
 @contextmanager
@@ -222,6 +239,105 @@ def test_a_long_outage_becomes_an_error_that_says_how_long_it_was_waited_for(roo
         store.get("a")
 
     assert store.waits == []
+
+
+class _Clock:
+    """Time that passes only when somebody says so."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+    def let_pass(self, seconds: float) -> None:
+        self.now_ns += int(seconds * 1e9)
+
+
+class _SlowStore(FolderStore):
+    """Each read takes a while; the first ones end in these failures."""
+
+    def __init__(self, root: str, clock: _Clock, failures: list[StorageUnavailable], *, read_s: float) -> None:
+        super().__init__(root)
+        self._clock, self._failures, self._read_s = clock, iter(failures), read_s
+
+    def get(self, key: str) -> bytes:
+        self._clock.let_pass(self._read_s)
+        if (failure := next(self._failures, None)) is not None:
+            raise failure
+        return super().get(key)
+
+
+def _patient(root: str, failures: list[StorageUnavailable], *, read_s: float, retry_s: float) -> RetryingStore:
+    """Around a slow store that holds `a`."""
+    FolderStore(root).put_new("a", b"content")
+    clock = _Clock()
+    settings = StorageConfig(retry_s=retry_s, first_delay_s=0.1, max_delay_s=0.1)
+    return RetryingStore(_SlowStore(root, clock, failures, read_s=read_s), settings, clock_ns=clock, sleep=clock.let_pass)
+
+
+def test_patience_begins_with_the_first_failure_not_with_the_call(root: str) -> None:
+    store = _patient(root, [StorageUnavailable("503")], read_s=3600.0, retry_s=60.0)
+
+    content = store.get("a")
+
+    assert content == b"content"
+
+
+def test_time_in_which_something_was_sent_is_no_outage(root: str) -> None:
+    store = _patient(root, [StorageUnavailable("503")], read_s=3600.0, retry_s=60.0)
+
+    store.get("a")
+
+    [wait] = store.waits
+    assert wait.start_ns == 3600 * 10**9
+    assert wait.end_ns - wait.start_ns <= 10**8
+
+
+def test_patience_begins_again_when_part_of_a_file_had_arrived(root: str) -> None:
+    store = _patient(root, [TransferCut("503")] * 5, read_s=50.0, retry_s=60.0)
+
+    content = store.get("a")
+
+    assert content == b"content"
+    assert len(store.waits) == 5
+    assert sum(wait.end_ns - wait.start_ns for wait in store.waits) <= 5 * 10**8
+
+
+def test_patience_ends_where_a_store_that_is_tried_again_moves_nothing(root: str) -> None:
+    store = _patient(root, [StorageUnavailable("503")] * 5, read_s=50.0, retry_s=60.0)
+
+    with pytest.raises(StorageUnavailable, match="503; gave up after 60 s"):
+        store.get("a")
+
+    assert store.waits == []
+
+
+def test_no_patience_is_no_second_try(root: str) -> None:
+    store = _patient(root, [StorageUnavailable("503")], read_s=0.0, retry_s=0.0)
+
+    with pytest.raises(StorageUnavailable, match="503; gave up after 0 s"):
+        store.get("a")
+
+
+def test_every_try_to_set_aside_means_the_same_place(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner, places = FolderStore(root), list[str | None]()
+    inner.put_new("a", b"damaged")
+    move = inner.set_aside
+
+    def move_without_an_answer(key: str, target: str | None = None) -> str:
+        places.append(target)
+        where = move(key, target)
+        if len(places) == 1:
+            raise StorageUnavailable("the answer was lost")
+        return where
+
+    monkeypatch.setattr(inner, "set_aside", move_without_an_answer)
+
+    where = RetryingStore(inner, _PATIENCE).set_aside("a")
+
+    assert places == [where, where]
+    assert inner.get(where) == b"damaged"
 
 
 def test_a_put_whose_answer_was_lost_finds_its_own_object(root: str) -> None:

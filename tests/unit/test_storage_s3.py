@@ -1,26 +1,20 @@
 """The store in a bucket keeps the promises of the store in a folder, and says of each failure what to do."""
 
-import errno
 import hashlib
 import logging
-import os
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError
+from botocore.exceptions import ClientError
 
 from buckets import Bucket, big_file, moto_bucket, set_in_environment
-from prunella.config import StorageConfig
 from prunella.errors import ConfigError, KeyExists, KeyMissing, PrunellaError, StorageFull, StorageUnavailable
-from prunella.storage import Content, RetryingStore, S3Store, open_store, prove_root, s3
-from prunella.storage.cache import ObjectCache
+from prunella.storage import Content, S3Store, open_store, prove_root
 
 MIB = 2**20
-PATIENCE = StorageConfig(retry_s=2.0, first_delay_s=0.001, max_delay_s=0.002)
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +208,16 @@ def test_each_refusal_says_what_to_do(
         store.get("a")
 
 
+def test_an_answer_that_the_sdk_cannot_parse_is_no_answer(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def parse(**_arguments: Any) -> None:
+        raise ValueError("Invalid timestamp: Sat, 21 N")
+
+    monkeypatch.setattr(store._client, "head_object", parse)
+
+    with pytest.raises(StorageUnavailable, match=r"out of reach \(ValueError\)"):
+        store.stamp("a")
+
+
 def test_no_credential_is_ever_logged(store: S3Store, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         prove_root(store.root)
@@ -221,232 +225,3 @@ def test_no_credential_is_ever_logged(store: S3Store, caplog: pytest.LogCaptureF
             store.get("a")
 
     assert "tests-secret" not in caplog.text + str(missing.value)
-
-
-# ------------------------------------------------------------------------------------------------ cuts
-
-
-def test_a_put_that_was_cut_sends_only_the_missing_parts_again(
-    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = big_file(tmp_path, 40 * MIB)
-    sent: list[int] = []
-    send = store._client.upload_part
-
-    def cut_once(**arguments: Any) -> Any:
-        number = arguments["PartNumber"]
-        sent.append(number)
-        if number == 3 and sent.count(3) == 1:
-            raise EndpointConnectionError(endpoint_url="http://cut")
-        return send(**arguments)
-
-    monkeypatch.setattr(store._client, "upload_part", cut_once)
-
-    told = RetryingStore(store, PATIENCE).put_new_file("a/big", path)
-
-    assert sorted(sent) == [1, 2, 3, 3, 4, 5]
-    assert told.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert store.get("a/big") == path.read_bytes()
-
-
-@pytest.mark.parametrize("is_replaced", [False, True], ids=["the same object", "another object"])
-def test_a_download_that_was_cut_asks_only_for_the_missing_parts_of_the_same_object(
-    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_replaced: bool
-) -> None:
-    path = big_file(tmp_path, 40 * MIB)
-    store.put_new_file("a/big", path)
-    asked: list[str] = []
-    get = store._client.get_object
-
-    def cut_once(**arguments: Any) -> Any:
-        asked.append(arguments["Range"])
-        if len(asked) == 3:
-            raise EndpointConnectionError(endpoint_url="http://cut")
-        return get(**arguments)
-
-    monkeypatch.setattr(store._client, "get_object", cut_once)
-    with pytest.raises(StorageUnavailable):
-        store.measure("a/big")
-    if is_replaced:
-        path = big_file(tmp_path, 40 * MIB)
-        store.delete("a/big")
-        store.put_new_file("a/big", path)
-
-    told = store.measure("a/big")
-
-    assert told.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert len(asked) == 5 + (5 if is_replaced else 1)
-    assert [file.name for file in (tmp_path / "scratch").rglob("*.cut")] == []
-
-
-def test_of_many_parts_the_first_failure_is_raised_and_the_rest_not_begun() -> None:
-    begun: list[int] = []
-
-    def send(number: int) -> None:
-        begun.append(number)
-        if number == 0:
-            raise StorageUnavailable("cut")
-        time.sleep(0.02)
-
-    with pytest.raises(StorageUnavailable, match="cut"):
-        list(s3._in_parallel(send, range(500)))
-
-    assert len(begun) < 500
-
-
-def test_a_put_whose_commit_was_answered_too_late_finds_its_own_object(
-    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = big_file(tmp_path, 9 * MIB)
-    commit = store._client.complete_multipart_upload
-    answers = iter([EndpointConnectionError(endpoint_url="http://cut")])
-
-    def lose_the_answer(**arguments: Any) -> Any:
-        done = commit(**arguments)
-        if (error := next(answers, None)) is not None:
-            raise error
-        return done
-
-    monkeypatch.setattr(store._client, "complete_multipart_upload", lose_the_answer)
-
-    told = RetryingStore(store, PATIENCE).put_new_file("a/big", path)
-
-    assert told == store.measure("a/big")
-    assert store.get("a/big") == path.read_bytes()
-
-
-def test_an_upload_that_lost_the_race_leaves_no_parts(store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = big_file(tmp_path, 9 * MIB)
-    monkeypatch.setattr(store, "exists", lambda key: False)  # somebody writes between the look and the commit
-    store.put_new("a/big", b"theirs")
-
-    with pytest.raises(KeyExists):
-        store.put_new_file("a/big", path)
-
-    assert store.get("a/big") == b"theirs"
-    assert store._client.list_multipart_uploads(Bucket=store._bucket, Prefix=store._key("a/big")).get("Uploads", []) == []
-
-
-# ------------------------------------------------------------------------------------------------ local copies
-
-
-def test_an_object_is_fetched_once(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.put_new("a/b", b"content")
-    first = store.local_path("a/b")
-    monkeypatch.setattr(store, "_fetch", lambda *_: pytest.fail("fetched again"))
-
-    assert store.local_path("a/b") == first
-
-
-def test_an_object_that_was_replaced_is_fetched_again(store: S3Store) -> None:
-    store.put_new("a/b", b"old")
-    store.local_path("a/b")
-
-    store.delete("a/b")
-    store.put_new("a/b", b"new")
-
-    assert store.local_path("a/b").read_bytes() == b"new"
-
-
-def test_the_longest_unused_copies_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path))
-    cache = ObjectCache("s3://bucket", limit_bytes=250)
-    copies = {name: cache.file(name, "v1", lambda path: path.write_bytes(bytes(100)) and None) for name in ("a", "b")}
-    os.utime(copies["a"], ns=(1, 1))
-    os.utime(copies["b"], ns=(2, 2))
-
-    cache.file("a", "v1", lambda path: pytest.fail("it is there"))
-    cache.file("c", "v1", lambda path: path.write_bytes(bytes(100)) and None)
-
-    assert [copies["a"].exists(), copies["b"].exists()] == [True, False]
-
-
-def test_a_copy_in_use_stays_whatever_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path))
-    cache = ObjectCache("s3://bucket", limit_bytes=250)
-
-    copies = [cache.file(name, "v1", lambda path: path.write_bytes(bytes(100)) and None) for name in "abcd"]
-
-    assert all(path.exists() for path in copies)
-
-
-def test_a_copy_that_was_cut_short_does_not_appear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path))
-    cache = ObjectCache("s3://bucket", limit_bytes=250)
-
-    def cut(path: Path) -> None:
-        path.write_bytes(b"half")
-        raise StorageUnavailable("cut")
-
-    with pytest.raises(StorageUnavailable):
-        cache.file("a", "v1", cut)
-
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-
-
-@pytest.mark.parametrize("size_bytes", [10, 9 * MIB], ids=["one part", "several parts"])
-def test_a_file_that_was_put_is_kept_as_the_copy_where_asked(
-    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size_bytes: int
-) -> None:
-    path = big_file(tmp_path, size_bytes)
-    monkeypatch.setattr(store, "_fetch", lambda *_: pytest.fail("fetched"))
-
-    store.put_new_file("a/b", path, keep_copy=True)
-
-    assert store.local_path("a/b").samefile(path)
-
-
-def test_a_file_that_was_put_is_copied_to_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def link(*_paths: Path) -> None:
-        raise OSError(errno.EXDEV, "another file system")
-
-    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path / "scratch"))
-    monkeypatch.setattr(os, "link", link)
-    (tmp_path / "file").write_bytes(b"content")
-    cache = ObjectCache("s3://bucket", limit_bytes=250)
-
-    cache.adopt("a", "v1", tmp_path / "file")
-
-    assert cache.file("a", "v1", lambda _: pytest.fail("it is there")).read_bytes() == b"content"
-
-
-def test_a_copy_that_cannot_be_kept_fails_no_put(store: S3Store, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "scratch").write_text("a file where a folder should be")
-    path = big_file(tmp_path, 10)
-
-    store.put_new_file("a/b", path, keep_copy=True)
-
-    assert store.get("a/b") == path.read_bytes()
-    assert "copy_not_kept key=a/b" in caplog.text
-
-
-def test_a_copy_goes_with_its_object(store: S3Store, tmp_path: Path) -> None:
-    store.put_new_file("a/b", big_file(tmp_path, 10), keep_copy=True)
-    copy = store.local_path("a/b")
-
-    store.delete("a/b")
-
-    assert not copy.exists()
-    assert not store.drop_copy("a/b")
-
-
-def test_kept_copies_nobody_used_obey_the_limit_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path / "scratch"))
-    cache = ObjectCache("s3://bucket", limit_bytes=250)
-
-    for name in "abc":
-        (tmp_path / name).write_bytes(bytes(100))
-        cache.adopt(name, "v1", tmp_path / name)
-
-    assert [cache.drop(name) for name in "abc"] == [False, True, True]
-
-
-def test_of_copies_in_many_folders_the_last_by_name_stay_and_those_in_use(store: S3Store, tmp_path: Path) -> None:
-    for name in ("0000", "0001", "0002", "0003"):
-        store.put_new_file(f"all/{name}/file", big_file(tmp_path, 10), keep_copy=True)
-        (tmp_path / "big").unlink()
-    store.local_path("all/0001/file")  # somebody reads it
-
-    store.limit_copies("all", newest=1)
-
-    assert [store.drop_copy(f"all/{name}/file") for name in ("0000", "0001", "0002", "0003")] == [False, True, False, True]

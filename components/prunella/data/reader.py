@@ -1,11 +1,13 @@
 """Token windows out of memory-mapped shards.
 
 Decides nothing about order; `order.py` does. Sizes of all shards are checked on opening, the sha256 of a shard once, on the
-open file that is then mapped; so a damaged shard is named before any token of it is used. Never writes, never repairs.
+open file that is then mapped; so a damaged shard is named before any token of it is used. A copy of a bucket's object that was
+damaged on this machine's disk is fetched once more before the object is blamed. Never writes, never repairs.
 """
 
 import hashlib
 import itertools
+import logging
 from collections.abc import Iterator
 from io import BufferedReader
 from typing import Any
@@ -18,7 +20,9 @@ from prunella.data.manifest import REBUILD, DatasetManifest, Shard, count_sequen
 from prunella.data.tokenizer import parse_tokenizer
 from prunella.errors import DataCorrupt, KeyMissing
 from prunella.records import FileEntry
-from prunella.storage import Store
+from prunella.storage import Store, with_local_file
+
+logger = logging.getLogger(__name__)
 
 
 class TokenReader:
@@ -112,18 +116,29 @@ def check_size(store: Store, entry: FileEntry, shard: int | None = None) -> None
 def check_sha256(store: Store, entry: FileEntry, shard: int | None = None) -> None:
     """Full check of a part of a data set. Raises DataCorrupt."""
     check_size(store, entry, shard)
-    with store.local_path(entry.key).open("rb") as file:
-        _check_open_file(file, entry, shard)
-
-
-def _check_open_file(file: BufferedReader, entry: FileEntry, shard: int | None) -> None:
-    found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != entry.sha256:
-        raise DataCorrupt(f"{entry.key}: expected sha256 {entry.sha256}, found {found}; {REBUILD}", shard=shard)
+    _open_verified(store, entry, shard).close()
 
 
 def _map_verified(store: Store, shard: Shard, number: int, dtype: "np.dtype[Any]") -> "np.ndarray[Any, Any]":
     check_size(store, shard.file, number)
-    with store.local_path(shard.file.key).open("rb") as file:
-        _check_open_file(file, shard.file, number)
+    with _open_verified(store, shard.file, number) as file:
         return np.memmap(file, dtype=dtype, mode="r", shape=(shard.tokens,))
+
+
+def _open_verified(store: Store, entry: FileEntry, shard: int | None) -> BufferedReader:
+    """The file of a part, open, with every byte of it proven. Raises DataCorrupt."""
+    file, found = _open(store, entry.key)
+    if found != entry.sha256 and store.drop_copy(entry.key):
+        logger.warning("damaged_copy_dropped key=%s expected=%s found=%s", entry.key, entry.sha256, found)
+        file.close()
+        file, found = _open(store, entry.key)
+    if found != entry.sha256:
+        file.close()
+        raise DataCorrupt(f"{entry.key}: expected sha256 {entry.sha256}, found {found}; {REBUILD}", shard=shard)
+    return file
+
+
+def _open(store: Store, key: str) -> tuple[BufferedReader, str]:
+    """The file of an object, open, and its sha256."""
+    file = with_local_file(store, key, lambda path: path.open("rb"))
+    return file, hashlib.file_digest(file, "sha256").hexdigest()

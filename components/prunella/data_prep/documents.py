@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -90,16 +91,16 @@ def _refuse(bad: Quarantined, on_bad_input: OnBadInput) -> None:
 
 
 def _texts_of(source: Source, settings: DataConfig) -> _TextOrRefusal:
-    if not source.path.is_file():
+    if not source.is_file():
         yield Quarantined(path=source.label, reason="expected a regular file that can be read")
         return
     readers: dict[str, Callable[[Source, DataConfig], _TextOrRefusal]] = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    yield from readers.get(source.path.suffix.lower(), _read_text)(source, settings)
+    yield from readers.get(source.suffix.lower(), _read_text)(source, settings)
 
 
 def _read_text(source: Source, settings: DataConfig) -> _TextOrRefusal:
     try:
-        yield source.path.read_bytes().decode()
+        yield source.use(Path.read_bytes).decode()
     except OSError as error:
         yield Quarantined(path=source.label, reason=f"unreadable: {error.strerror}")
     except UnicodeDecodeError as error:
@@ -108,7 +109,7 @@ def _read_text(source: Source, settings: DataConfig) -> _TextOrRefusal:
 
 def _read_jsonl(source: Source, settings: DataConfig) -> _TextOrRefusal:
     try:
-        with source.path.open("rb") as lines:
+        with source.use(lambda path: path.open("rb")) as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield _text_of_line(line, settings.jsonl_field, f"{source.label}:{number}")
@@ -134,7 +135,7 @@ def _text_of_line(line: bytes, field_name: str, where: str) -> str | Quarantined
 def _read_parquet(source: Source, settings: DataConfig) -> _TextOrRefusal:
     column = settings.parquet_column
     try:
-        with pq.ParquetFile(source.path) as file:
+        with source.use(pq.ParquetFile) as file:
             names = file.schema_arrow.names
             if column not in names or not _is_text(file.schema_arrow.field(column).type):
                 reason = f"no column {column!r} of text (data.parquet_column); columns: {', '.join(names)}"

@@ -2,20 +2,23 @@
 
 An input is a file, a glob, a folder (all regular files below it that are not hidden), `store:KEY` (an object, or all below
 a prefix of the root's own store), or `builtin:stdlib` (the source text of the running Python's standard library). Decides
-names and order only; opens nothing. A file's label is the input as written plus the path below it, so that two machines
-with the same configuration name the same file alike.
+names and order only; opens nothing, and fetches nothing from a bucket before somebody reads it. A file's label is the input as
+written plus the path below it, so that two machines with the same configuration name the same file alike.
 """
 
 import glob
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from prunella.config import DataConfig
 from prunella.errors import ConfigError
-from prunella.storage import Store
+from prunella.storage import Store, with_local_file
+
+T = TypeVar("T")
 
 STDLIB = "builtin:stdlib"
 STORE_SCHEME = "store:"
@@ -25,11 +28,54 @@ _NOT_STDLIB = ("site-packages", "dist-packages", "__pycache__")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """One file of the corpus, and what to call it when it cannot be read."""
+class FileSource:
+    """A file of this machine, and what to call it when it cannot be read."""
 
     label: str
     path: Path
+
+    @property
+    def suffix(self) -> str:
+        return self.path.suffix
+
+    def is_file(self) -> bool:
+        return self.path.is_file()
+
+    def holds_something(self) -> bool:
+        """Whether it can be read and is not empty."""
+        return self.path.is_file() and os.access(self.path, os.R_OK) and self.path.stat().st_size > 0
+
+    def use(self, how: Callable[[Path], T]) -> T:
+        """What `how`, which opens the file, makes of it."""
+        return how(self.path)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredSource:
+    """An object of the root's own store. Whether it is there, and how large, is asked of the store; reading it fetches it."""
+
+    label: str
+    key: str
+    store: Store
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.key).suffix
+
+    def is_file(self) -> bool:
+        return True
+
+    def holds_something(self) -> bool:
+        """Whether it is not empty."""
+        return self.store.size_bytes(self.key) > 0
+
+    def use(self, how: Callable[[Path], T]) -> T:
+        """What `how`, which opens the file, makes of it. Raises KeyMissing, StorageUnavailable."""
+        return with_local_file(self.store, self.key, how)
+
+
+#: One file of the corpus.
+Source = FileSource | StoredSource
 
 
 def resolve_inputs(inputs: tuple[str, ...], store: Store) -> tuple[Source, ...]:
@@ -42,7 +88,7 @@ def resolve_inputs(inputs: tuple[str, ...], store: Store) -> tuple[Source, ...]:
 
 
 def check_inputs(settings: DataConfig, store: Store) -> None:
-    """Refuse, before anything is recorded, a corpus that cannot be one. Reads no text.
+    """Refuse, before anything is recorded, a corpus that cannot be one. Reads no text, and fetches none.
 
     Raises:
         ConfigError: an input or the tokenizer names nothing that exists, or no file behind the inputs holds anything.
@@ -50,15 +96,11 @@ def check_inputs(settings: DataConfig, store: Store) -> None:
     if settings.tokenizer is not None and not Path(settings.tokenizer).expanduser().is_file():
         raise ConfigError(f"data.tokenizer: {settings.tokenizer!r}: no such file; give a tokenizer.json, or none to train one")
     sources = resolve_inputs(settings.inputs, store)
-    if not any(_holds_something(source.path) for source in sources):
+    if not any(source.holds_something() for source in sources):
         raise ConfigError(
             f"data.inputs {list(settings.inputs)}: expected files with text, found {len(sources)} files, none of which is a "
             "regular file that can be read and is not empty; correct data.inputs or bring the corpus"
         )
-
-
-def _holds_something(path: Path) -> bool:
-    return path.is_file() and os.access(path, os.R_OK) and path.stat().st_size > 0
 
 
 def _resolve(name: str, store: Store) -> list[Source]:
@@ -72,7 +114,7 @@ def _resolve(name: str, store: Store) -> list[Source]:
     if path.is_dir():
         return _folder(path, label=name.rstrip("/"))
     if path.exists():
-        return [Source(label=name, path=path)]
+        return [FileSource(label=name, path=path)]
     return _glob(name)
 
 
@@ -83,12 +125,13 @@ def _glob(name: str) -> list[Source]:
         raise ConfigError(
             f"data.inputs: {name!r}: {kind} (working folder {os.getcwd()}); correct data.inputs or bring the corpus"
         )
-    return [Source(label=match, path=Path(match)) for match in matches if not os.path.isdir(match)]
+    return [FileSource(label=match, path=Path(match)) for match in matches if not os.path.isdir(match)]
 
 
 def _folder(folder: Path, *, label: str, suffix: str = "", without: tuple[str, ...] = ()) -> list[Source]:
     relative = sorted(_walk(folder, without), key=lambda path: path.parts)
-    return [Source(label=f"{label}/{path.as_posix()}", path=folder / path) for path in relative if path.name.endswith(suffix)]
+    wanted = [path for path in relative if path.name.endswith(suffix)]
+    return [FileSource(label=f"{label}/{path.as_posix()}", path=folder / path) for path in wanted]
 
 
 def _walk(folder: Path, without: tuple[str, ...]) -> Iterator[Path]:
@@ -137,7 +180,7 @@ def _stored(name: str, store: Store) -> list[Source]:
         raise ConfigError(
             f"data.inputs: {name!r}: nothing under that key in {store.root}; correct data.inputs or bring the corpus"
         )
-    return [Source(label=f"{STORE_SCHEME}{key}", path=store.local_path(key)) for key in keys]
+    return [StoredSource(label=f"{STORE_SCHEME}{key}", key=key, store=store) for key in keys]
 
 
 def _stored_keys(key: str, store: Store) -> Iterator[str]:

@@ -13,7 +13,7 @@ from prunella.storage.arbitration import find_overwriting, try_out
 from prunella.storage.folder import FolderStore
 from prunella.storage.retrying import RetryingStore, Wait, WrappedStore
 from prunella.storage.s3 import SCHEME, S3Store
-from prunella.storage.store import Content, Stamp, Store, check_key
+from prunella.storage.store import Content, Stamp, Store, check_key, with_local_file
 
 __all__ = [
     "Content",
@@ -29,6 +29,7 @@ __all__ = [
     "open_patiently",
     "open_store",
     "prove_root",
+    "with_local_file",
 ]
 
 
@@ -84,7 +85,7 @@ def prove_root(root: str, *, is_sole_writer: bool = False) -> None:
         return
     patient = RetryingStore(store, _OPENING)
     if is_sole_writer:
-        try_out(patient)
+        try_out(store, patient)
     elif seen := find_overwriting(store, patient):
         raise ConfigError(
             f"--root {store.root}: {seen}; this server does not honour If-None-Match, so nothing would fence two commands "

@@ -3,29 +3,44 @@
 A copy belongs to one version of an object, so it never goes stale, also where a bucket was emptied and used again; it is only
 ever dropped, the longest unused first. A file that was just put may become the copy of what was put. Copies are not verified
 here: whoever reads proves the sha256, as everywhere.
+
+The limit holds whoever reads: only the copy that was just fetched is spared, because it was asked for. To drop one that
+somebody has open, mapped or placed under a name of his own takes nothing from him, and whoever had not come to open it fetches
+it again (`store.with_local_file`); so nobody has to say that he reads.
 """
 
 import errno
 import hashlib
 import os
+import re
 import shutil
 import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from prunella.errors import ConfigError
 from prunella.scratch import scratch_base
 
-#: A copy used within this time stays, whatever the limit: somebody may be about to open it. Source: own choice 2026-11, longer
-#: than a checkpoint takes to load.
+#: A copy used within this time stays when those of older candidates go: somebody may want it again. A file of a fetch that was
+#: not written to for so long is a leftover. Source: own choice 2026-11, longer than a checkpoint takes to load.
 _IN_USE_S = 3600.0
 #: Bytes of copies kept. Source: own choice 2026-11, a few checkpoints of a small model; PRUNELLA_CACHE_BYTES sets another.
 _LIMIT_BYTES = 8 * 2**30
 
 
 def cache_limit_bytes() -> int:
-    """How much may be kept."""
-    return int(os.environ.get("PRUNELLA_CACHE_BYTES", _LIMIT_BYTES))
+    """How much may be kept.
+
+    Raises:
+        ConfigError: PRUNELLA_CACHE_BYTES is no number of bytes.
+    """
+    chosen = os.environ.get("PRUNELLA_CACHE_BYTES") or str(_LIMIT_BYTES)
+    if not re.fullmatch("[0-9]+", chosen):
+        raise ConfigError(
+            f"PRUNELLA_CACHE_BYTES: expected a whole number of bytes, found {chosen!r}; write it out (8 GiB are {8 * 2**30})"
+        )
+    return int(chosen)
 
 
 class ObjectCache:
@@ -42,6 +57,7 @@ class ObjectCache:
             os.utime(path)  # used now: the last to go
         except FileNotFoundError:
             self._add(path, fetch)
+            self._shrink(spared=path)
         return path
 
     def adopt(self, key: str, version: str, path: Path) -> None:
@@ -52,15 +68,11 @@ class ObjectCache:
         unused_since = time.time() - _IN_USE_S
 
         def link(copy: Path) -> None:
-            try:
-                os.link(path, copy)
-            except OSError as error:
-                if error.errno != errno.EXDEV:
-                    raise
-                shutil.copyfile(path, copy)
+            link_or_copy(path, copy)
             os.utime(copy, (unused_since, unused_since))
 
         self._add(self._path(key, version), link)
+        self._shrink()
 
     def drop(self, key: str) -> bool:
         """Forget every copy of an object; whether there was one."""
@@ -88,16 +100,33 @@ class ObjectCache:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        self._shrink()
 
-    def _shrink(self) -> None:
+    def _shrink(self, *, spared: Path | None = None) -> None:
+        """Drop the longest unused copies until the rest is within the limit."""
         copies = [(status, path) for path in self._folder.rglob("*") if (status := _status(path)) is not None]
         size_bytes = sum(status.st_size for status, _ in copies)
         for status, path in sorted(copies, key=lambda copy: copy[0].st_mtime_ns):
-            if size_bytes <= self._limit_bytes or _is_in_use(status):
+            if size_bytes <= self._limit_bytes:
                 return
+            if path == spared or _is_being_fetched(path, status):
+                continue
             path.unlink(missing_ok=True)
             size_bytes -= status.st_size
+
+
+def link_or_copy(path: Path, target: Path) -> None:
+    """A second name for a file where one file system holds both, else a copy of it."""
+    try:
+        os.link(path, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copyfile(path, target)
+
+
+def _is_being_fetched(path: Path, status: os.stat_result) -> bool:
+    """Not yet a copy, and not what a killed process has left of one. No key begins with a dot."""
+    return path.name.startswith(".") and _is_in_use(status)
 
 
 def _is_in_use(status: os.stat_result | None) -> bool:

@@ -4,13 +4,12 @@ import contextlib
 import errno
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from prunella.errors import KeyExists, KeyMissing, StorageFull, StorageUnavailable
-from prunella.storage.store import Content, Stamp, check_key, content_of
+from prunella.storage.store import Content, Stamp, aside, check_key, content_of
 
 _TEMPORARY = ".tmp"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -66,6 +65,10 @@ class FolderStore:
             raise KeyMissing(f"{self._root}: no object {key!r}")
         return path
 
+    def place(self, key: str, path: Path) -> Content | None:
+        path.symlink_to(self.local_path(key))
+        return None  # the object itself: nothing was fetched
+
     def measure(self, key: str) -> Content:
         return content_of(self.local_path(key))
 
@@ -79,11 +82,12 @@ class FolderStore:
         with self._translated(key):
             self._path(key).unlink(missing_ok=True)
 
-    def set_aside(self, key: str) -> str:
-        target = f"set-aside/{key}.{time.time_ns()}"
+    def set_aside(self, key: str, target: str | None = None) -> str:
+        target = target or aside(key)
         with self._translated(key):
-            self._make_folder(self._path(target).parent)
-            os.rename(self._path(key), self._path(target))
+            if not self._path(target).exists():  # else an earlier try has moved it, and its answer was lost
+                self._make_folder(self._path(target).parent)
+                os.rename(self._path(key), self._path(target))
         return target
 
     def _path(self, key: str) -> Path:

@@ -1,7 +1,12 @@
-"""What the refusals of an S3 server mean: each becomes one of our errors, which says what to do next."""
+"""What an S3 server's answers mean: each refusal becomes one of our errors, which says what to do next, and so does a cut one.
+
+An answer that was cut inside its headers looks whole to everything below us: Python takes the end of the connection for the
+end of the headers, and the SDK leaves out whatever field did not come. So whoever needs a field asks for it here.
+"""
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 from prunella.errors import ConfigError, KeyExists, KeyMissing, PrunellaError, StorageFull, StorageUnavailable
 
@@ -28,6 +33,21 @@ class UploadLost(StorageUnavailable):
     """The server does not know the upload, or a part that it once accepted: only a new upload helps."""
 
 
+def require(root: str, key: str, answer: dict[str, Any], *fields: str) -> None:
+    """Raises StorageUnavailable unless the fields of an answer arrived whole."""
+    lacking = [field for field in fields if field not in answer or _is_cut(answer[field])]
+    if lacking:
+        raise StorageUnavailable(
+            f"{root}: object {key!r}: expected {' and '.join(fields)} in the server's answer, found no whole {lacking[0]}: "
+            "the answer was cut"
+        )
+
+
+def _is_cut(value: object) -> bool:
+    """Whether a quoted ETag lacks its second quote."""
+    return isinstance(value, str) and value.startswith('"') and (len(value) == 1 or not value.endswith('"'))
+
+
 def existing(root: str, key: str) -> KeyExists:
     return KeyExists(f"{root}: object {key!r} exists already and is immutable")
 
@@ -36,6 +56,7 @@ def existing(root: str, key: str) -> KeyExists:
 def translated(root: str, key: str) -> Iterator[None]:
     """Whatever the SDK raises inside is raised as ours."""
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+    from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError
 
     try:
@@ -44,7 +65,8 @@ def translated(root: str, key: str) -> Iterator[None]:
         raise _meaning(root, key, str(error.response.get("Error", {}).get("Code", ""))) from error
     except (NoCredentialsError, PartialCredentialsError) as error:
         raise ConfigError(f"--root {root}: no credentials; set AWS_ACCESS_KEY_ID or a profile") from error
-    except (BotoCoreError, HTTPError, OSError) as error:
+    except (BotoCoreError, HTTPError, OSError, ResponseParserError, ValueError) as error:
+        # ValueError: a number or a time that was cut, which the SDK parses as if it were whole.
         raise StorageUnavailable(f"{root}: object {key!r} is out of reach ({type(error).__name__})") from error
 
 

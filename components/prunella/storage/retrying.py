@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from prunella.config import StorageConfig
 from prunella.errors import KeyExists, StorageUnavailable
-from prunella.storage.store import Content, Stamp, Store, content_of
+from prunella.storage.store import Content, Stamp, Store, TransferCut, aside, content_of
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -53,6 +53,9 @@ class WrappedStore:
     def local_path(self, key: str) -> Path:
         return self._call(key, lambda: self._inner.local_path(key))
 
+    def place(self, key: str, path: Path) -> Content | None:
+        return self._call(key, lambda: self._inner.place(key, path))
+
     def measure(self, key: str) -> Content:
         return self._call(key, lambda: self._inner.measure(key))
 
@@ -65,28 +68,57 @@ class WrappedStore:
     def delete(self, key: str) -> None:
         self._call(key, lambda: self._inner.delete(key))
 
-    def set_aside(self, key: str) -> str:
-        return self._call(key, lambda: self._inner.set_aside(key))
+    def set_aside(self, key: str, target: str | None = None) -> str:
+        place = target or aside(key)  # chosen once: each try means the same place
+        return self._call(key, lambda: self._inner.set_aside(key, place))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wait:
-    """A stretch of time in which the store did not answer and a call waited for it."""
+    """A stretch of time in which the store did not answer and a call waited for it.
+
+    From the first failure to the beginning of the try that was answered: time in which something was sent is no outage.
+    """
 
     start_ns: int
     end_ns: int
     message: str
 
 
+@dataclass(slots=True)
+class _Silence:
+    """Since when the store has not answered, what it said last, and how long to wait before the next try."""
+
+    start_ns: int
+    message: str
+    delay_s: float
+
+
 class RetryingStore(WrappedStore):
-    """Waits out `StorageUnavailable` with exponential, jittered delays up to `settings.retry_s` a call.
+    """Waits out `StorageUnavailable` with exponential, jittered delays, for up to `settings.retry_s` of silence.
+
+    Silence begins with a failure, never with the call: a file that takes an hour to send has as much patience after that hour
+    as an object that takes a millisecond. It ends when a try succeeds, and when one that fails has moved part of a file
+    (`TransferCut`): the store did answer, so that patience begins again. A file has only so many parts, so that this ends.
 
     A put whose first answer was lost finds its own object on the second try: equal content is success.
+
+    Args:
+        clock_ns, sleep: the time, and how to let it pass, for tests.
     """
 
-    def __init__(self, inner: Store, settings: StorageConfig) -> None:
+    def __init__(
+        self,
+        inner: Store,
+        settings: StorageConfig,
+        *,
+        clock_ns: Callable[[], int] = time.time_ns,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         super().__init__(inner)
         self._settings = settings
+        self._clock_ns = clock_ns
+        self._sleep = sleep
         self.waits: list[Wait] = []
 
     def wait_out(self, key: str, call: Callable[[], T]) -> T:
@@ -120,20 +152,36 @@ class RetryingStore(WrappedStore):
         self._call(key, attempt)
 
     def _call(self, key: str, call: Callable[[], T]) -> T:
-        start_ns = time.time_ns()
-        delay_s = self._settings.first_delay_s
-        last: StorageUnavailable | None = None
+        silence: _Silence | None = None
         while True:
+            began_ns = self._clock_ns()
             try:
                 result = call()
             except StorageUnavailable as error:
-                if time.time_ns() - start_ns > self._settings.retry_s * 1e9:
-                    raise StorageUnavailable(f"{error}; gave up after {self._settings.retry_s:g} s") from error
-                logger.warning("storage_call_retried key=%s delay_s=%.2f error=%s", key, delay_s, error)
-                last = error
-                time.sleep(random.uniform(0.5, 1.0) * delay_s)
-                delay_s = min(2 * delay_s, self._settings.max_delay_s)
+                if isinstance(error, TransferCut):
+                    self._end(silence, began_ns)
+                    silence = None
+                silence = self._go_on(silence, error)
+                self._pause(key, silence)
             else:
-                if last is not None:
-                    self.waits.append(Wait(start_ns=start_ns, end_ns=time.time_ns(), message=str(last)))
+                self._end(silence, began_ns)
                 return result
+
+    def _go_on(self, silence: _Silence | None, error: StorageUnavailable) -> _Silence:
+        """The silence with one more failure in it. Raises StorageUnavailable when it has lasted too long."""
+        now_ns = self._clock_ns()
+        silence = silence or _Silence(start_ns=now_ns, message=str(error), delay_s=self._settings.first_delay_s)
+        if now_ns - silence.start_ns >= self._settings.retry_s * 1e9:
+            raise StorageUnavailable(f"{error}; gave up after {self._settings.retry_s:g} s") from error
+        silence.message = str(error)
+        return silence
+
+    def _pause(self, key: str, silence: _Silence) -> None:
+        logger.warning("storage_call_retried key=%s delay_s=%.2f error=%s", key, silence.delay_s, silence.message)
+        self._sleep(random.uniform(0.5, 1.0) * silence.delay_s)
+        silence.delay_s = min(2 * silence.delay_s, self._settings.max_delay_s)
+
+    def _end(self, silence: _Silence | None, end_ns: int) -> None:
+        """The store answers: remember how long it had not."""
+        if silence is not None:
+            self.waits.append(Wait(start_ns=silence.start_ns, end_ns=end_ns, message=silence.message))

@@ -1,9 +1,9 @@
 """A store in a bucket, over boto3: conditional puts, parts in parallel, every failure one of ours.
 
-Credentials, region, endpoint and time-outs are the SDK's own settings (environment, profile, instance role), so that what
-works with the AWS command line works here; none of them is ever logged or recorded. Retrying is the business of
-`RetryingStore`: the SDK's own is off. Big files go up in parts; a put that is tried again sends only the parts that are
-missing. Whether the bucket honours `If-None-Match` is found out where an experiment is opened (`arbitration.py`).
+Nothing is believed because it was answered: what was put is looked for, what is needed of an answer is asked for by name, and
+what is moved is removed only where it is seen to have arrived. Retrying is the business of `RetryingStore`, so every call can
+be repeated: big files travel in parts, and a call that is tried again moves only the parts that are missing. Whether the bucket
+honours `If-None-Match` is found out where an experiment is opened (`arbitration.py`).
 """
 
 import contextlib
@@ -12,17 +12,16 @@ import logging
 import os
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from prunella.errors import ConfigError, KeyExists, KeyMissing, PrunellaError, StorageUnavailable
-from prunella.storage.cache import ObjectCache, cache_limit_bytes
-from prunella.storage.refusals import UploadLost, existing, translated
-from prunella.storage.store import Content, Stamp, check_key, content_of
+from prunella.errors import ConfigError, KeyMissing, PrunellaError, StorageUnavailable
+from prunella.storage.cache import ObjectCache, cache_limit_bytes, link_or_copy
+from prunella.storage.client import make_client
+from prunella.storage.parts import PART_BYTES, PIECE_BYTES, Cut, Upload, etag_of_parts, hash_part, in_parallel, part_size
+from prunella.storage.refusals import UploadLost, existing, require, translated
+from prunella.storage.store import LOOKS, Content, Stamp, TransferCut, aside, check_key, content_of, dropped_too_soon
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
@@ -32,40 +31,6 @@ T = TypeVar("T")
 
 SCHEME = "s3"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-
-#: Size of a part at least, and from what size on a file goes up in parts. Source: boto3's TransferConfig has 8 MiB, 2026-11; S3
-#: takes parts of 5 MiB to 5 GiB, 10,000 of them at most, so the size grows with the file.
-_PART_BYTES = 8 * 2**20
-_MAX_PARTS = 10_000
-#: A file of so many parts or more gets larger ones, up to this. Source: measured 2026-11 against radosgw with 1 GiB: parts of
-#: 32 MiB take boto3 about a tenth less time than parts of 8 MiB.
-_MANY_PARTS = 32
-_LARGE_PART_BYTES = 32 * 2**20
-#: What is read from a connection at once. Source: boto3's TransferConfig.io_chunksize, 2026-11.
-_PIECE_BYTES = 256 * 2**10
-#: Parts under way at once: two a core, because threads of one interpreter beyond that wait for each other, and ten at most.
-#: Source: ten is boto3's TransferConfig.max_concurrency; measured 2026-11 on 2 cores against radosgw: four beat ten.
-_CONCURRENCY = min(10, 2 * len(os.sched_getaffinity(0)))
-#: Seconds until a connection, or a silent one, counts as lost. Source: own choice 2026-11; healthy answers take milliseconds.
-_CONNECT_TIMEOUT_S = 5
-_READ_TIMEOUT_S = 30
-
-
-@dataclass(slots=True)
-class _Upload:
-    """An upload in parts that has begun. `done` maps part numbers, from 1, to their ETags."""
-
-    upload_id: str
-    done: dict[int, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class _Cut:
-    """A download that was cut: of which version, where what arrived lies, and at which bytes its parts begin."""
-
-    version: str
-    path: Path
-    done: set[int]
 
 
 class S3Store:
@@ -79,9 +44,9 @@ class S3Store:
             raise ConfigError(f"--root {root}: expected s3://BUCKET or s3://BUCKET/PREFIX")
         self._root = f"{SCHEME}://{bucket}/{check_key(prefix)}" if prefix else f"{SCHEME}://{bucket}"
         self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
-        self._client = _client()
-        self._uploads: dict[str, _Upload] = {}
-        self._cuts: dict[str, _Cut] = {}
+        self._client = make_client(self._root)
+        self._uploads: dict[str, Upload] = {}
+        self._cuts: dict[str, Cut] = {}
         self._cache = ObjectCache(self._root, limit_bytes=cache_limit_bytes())
 
     @property
@@ -95,7 +60,7 @@ class S3Store:
 
     def put_new_file(self, key: str, path: Path, *, keep_copy: bool = False) -> Content:
         size_bytes, sha256 = path.stat().st_size, hashlib.sha256()
-        if size_bytes <= _PART_BYTES:
+        if size_bytes <= PART_BYTES:
             data = path.read_bytes()
             sha256.update(data)
             version = self._put_whole(key, data)
@@ -114,31 +79,46 @@ class S3Store:
 
     def _put_whole(self, key: str, data: bytes) -> str:
         """Write one object; returns its version."""
-        return self._prove(key, self._call(key, "put_object", Body=data, IfNoneMatch="*")["ETag"])
+        return self._prove(key, self._write(key, "put_object", "ETag", Body=data, IfNoneMatch="*")["ETag"])
 
     def _put_in_parts(self, key: str, path: Path, size_bytes: int, sha256: "Hash") -> str:
         """Send the parts that are not there yet, then commit them as one object, if there is none by then; returns its version.
 
-        The upload outlives a cut: the next try goes on from here. It does not outlive any other failure.
+        The upload outlives a cut: the next try goes on from here, and knows by their ETags the object that an earlier commit
+        has made, whose answer was lost. It does not outlive any other failure.
         """
-        if self.exists(key):
-            self._uploads.pop(key, None)
+        found, upload = self._find(key), self._uploads.get(key)
+        if found is not None and (upload is None or not upload.has_become(found["ETag"])):
+            self._give_up(key, upload)
             raise existing(self._root, key)
-        upload = self._uploads.get(key) or self._begin(key)
+        upload = upload or self.begin(key)
         self._uploads[key] = upload
-        try:
-            self._send_parts(key, upload, path, size_bytes, sha256)
-            etag = self._commit(key, upload)
-        except PrunellaError as error:
-            if isinstance(error, UploadLost) or not isinstance(error, StorageUnavailable):
-                self._abort(key, upload)
-            raise
+        with self._outliving_cuts(key, upload):
+            self._send_parts(key, upload, path, size_bytes, sha256)  # where the object is there: none, they are only hashed
+            version = _version(found) if found is not None else self._prove(key, self.commit(key, upload))
         del self._uploads[key]
-        return self._prove(key, etag)
+        return version
 
-    def _send_parts(self, key: str, upload: _Upload, path: Path, size_bytes: int, sha256: "Hash") -> None:
+    @contextlib.contextmanager
+    def _outliving_cuts(self, key: str, upload: Upload) -> Iterator[None]:
+        """Tells a cut, after which the upload can go on (and whether it had got on), from what it is given up after."""
+        n_before = len(upload.done)
+        try:
+            yield
+        except UploadLost:
+            self._give_up(key, upload)
+            raise
+        except StorageUnavailable as error:
+            if len(upload.done) > n_before:
+                raise TransferCut(str(error)) from error
+            raise
+        except PrunellaError:
+            self._give_up(key, upload)
+            raise
+
+    def _send_parts(self, key: str, upload: Upload, path: Path, size_bytes: int, sha256: "Hash") -> None:
         """Send the parts that are not there yet, while `sha256` is given the whole file."""
-        part_bytes = _part_bytes(size_bytes)
+        part_bytes = part_size(size_bytes)
         own = threading.local()
 
         def send(number: int) -> None:
@@ -147,66 +127,58 @@ class S3Store:
             if not hasattr(own, "buffer"):
                 own.buffer = bytearray(part_bytes)  # used again for every part: new memory costs more than what is done with it
             count = os.preadv(descriptor, [own.buffer], (number - 1) * part_bytes)
-            self._send_part(key, upload, number, own.buffer if count == part_bytes else own.buffer[:count])
+            self.send_part(key, upload, number, own.buffer if count == part_bytes else own.buffer[:count])
 
         with path.open("rb", buffering=0) as file:
             descriptor = file.fileno()
-            for number in _in_parallel(send, range(1, -(-size_bytes // part_bytes) + 1)):
-                _hash(sha256, descriptor, (number - 1) * part_bytes, part_bytes)
+            for number in in_parallel(send, range(1, -(-size_bytes // part_bytes) + 1)):
+                hash_part(sha256, descriptor, (number - 1) * part_bytes, part_bytes)
 
-    def _begin(self, key: str) -> _Upload:
-        return _Upload(upload_id=self._call(key, "create_multipart_upload")["UploadId"])
-
-    def _send_part(self, key: str, upload: _Upload, number: int, body: bytes | bytearray) -> None:
-        answer = self._call(key, "upload_part", UploadId=upload.upload_id, PartNumber=number, Body=body)
-        upload.done[number] = answer["ETag"]
-
-    def _commit(self, key: str, upload: _Upload) -> str:
-        """Make the parts one object, if there is none; returns its ETag."""
-        etags = [etag for _, etag in sorted(upload.done.items())]
-        parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, start=1)]
-        arguments = {"UploadId": upload.upload_id, "MultipartUpload": {"Parts": parts}, "IfNoneMatch": "*"}
-        answer = self._call(key, "complete_multipart_upload", **arguments)
-        return answer.get("ETag") or _etag_of_parts(etags)
-
-    def _abort(self, key: str, upload: _Upload) -> None:
+    def _give_up(self, key: str, upload: Upload | None) -> None:
         self._uploads.pop(key, None)
-        with contextlib.suppress(PrunellaError):  # the bucket's own rule for unfinished uploads clears it
-            self._call(key, "abort_multipart_upload", UploadId=upload.upload_id)
-
-    def keeps_what_is_there(self, key: str) -> bool:
-        """Whether the commit of an upload in parts is refused where an object is, as `put_new` is. Leaves nothing behind."""
-        try:
-            self.put_new(key, b"first")
-            upload = self._begin(key)
-            self._send_part(key, upload, 1, b"second")
-            try:
-                self._commit(key, upload)
-            except KeyExists:
-                self._abort(key, upload)
-                return True
-            return False
-        finally:
-            self.delete(key)
+        if upload is not None:
+            with contextlib.suppress(PrunellaError):  # the bucket's own rule for unfinished uploads clears it
+                self.abort(key, upload)
 
     def _prove(self, key: str, etag: str) -> str:
         """Look whether what is there now is what the server said it took: proxies have said so and kept nothing.
 
         Returns its version.
         """
-        try:
-            found = self._call(key, "head_object")
-        except KeyMissing as error:
-            raise StorageUnavailable(f"{self._root}: object {key!r} was accepted and is not there") from error
+        found = self._find(key)
+        if found is None:
+            raise StorageUnavailable(f"{self._root}: object {key!r} was accepted and is not there")
         if found["ETag"] != etag:
             raise StorageUnavailable(f"{self._root}: object {key!r} was accepted, and another is there")
         return _version(found)
 
+    # -------------------------------------------------------------------------------- an upload in parts, request by request
+
+    def begin(self, key: str) -> Upload:
+        return Upload(upload_id=self._write(key, "create_multipart_upload", "UploadId")["UploadId"])
+
+    def send_part(self, key: str, upload: Upload, number: int, body: bytes | bytearray) -> None:
+        answer = self._write(key, "upload_part", "ETag", UploadId=upload.upload_id, PartNumber=number, Body=body)
+        upload.done[number] = answer["ETag"]
+
+    def commit(self, key: str, upload: Upload) -> str:
+        """Make the parts one object, if there is none; returns its ETag."""
+        parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(upload.etags, start=1)]
+        arguments = {"UploadId": upload.upload_id, "MultipartUpload": {"Parts": parts}, "IfNoneMatch": "*"}
+        upload.is_commit_asked = True
+        answer = self._write(key, "complete_multipart_upload", **arguments)
+        return answer.get("ETag") or etag_of_parts(upload.etags)
+
+    def abort(self, key: str, upload: Upload) -> None:
+        """Forget the parts; an upload that is not there any more is fine."""
+        with contextlib.suppress(UploadLost):
+            self._write(key, "abort_multipart_upload", UploadId=upload.upload_id)
+
     # -------------------------------------------------------------------------------- reading
 
     def get(self, key: str) -> bytes:
+        answer = self._call(key, "get_object", "ContentLength")  # with it, the SDK counts what comes
         with translated(self._root, key):
-            answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
             content: bytes = answer["Body"].read()
             return content
 
@@ -218,10 +190,10 @@ class S3Store:
         return True
 
     def size_bytes(self, key: str) -> int:
-        return int(self._call(key, "head_object")["ContentLength"])
+        return int(self._head(key)["ContentLength"])
 
     def stamp(self, key: str) -> Stamp:
-        modified = self._call(key, "head_object")["LastModified"]
+        modified = self._head(key)["LastModified"]
         return Stamp(at_ns=int(modified.timestamp() * 1e9), grain_ns=1_000_000_000)
 
     def list(self, prefix: str) -> list[str]:
@@ -230,16 +202,44 @@ class S3Store:
         with translated(self._root, prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=under, Delimiter="/")
             for page in pages:
+                require(self._root, prefix, page, "IsTruncated")
                 names |= {entry["Key"].removeprefix(under) for entry in page.get("Contents", [])}
                 names |= {entry["Prefix"].removeprefix(under).rstrip("/") for entry in page.get("CommonPrefixes", [])}
         return sorted(names - {""})
 
+    # -------------------------------------------------------------------------------- local copies
+
     def local_path(self, key: str) -> Path:
-        found = self._call(key, "head_object")
-        return self._cache.file(key, _version(found), lambda path: self._fetch(key, path, found, None))
+        path, _ = self._copy(key, None)
+        return path
+
+    def place(self, key: str, path: Path) -> Content | None:
+        def name(copy: Path, fetched: Content | None) -> Content | None:
+            link_or_copy(copy, path)
+            return fetched
+
+        return self._with_copy(key, name)
 
     def measure(self, key: str) -> Content:
-        found, sha256, is_fetched = self._call(key, "head_object"), hashlib.sha256(), False
+        return self._with_copy(key, lambda copy, fetched: fetched or content_of(copy))
+
+    def drop_copy(self, key: str) -> bool:
+        return self._cache.drop(check_key(key))
+
+    def limit_copies(self, prefix: str, *, newest: int) -> None:
+        self._cache.limit(check_key(prefix), newest=newest)
+
+    def _with_copy(self, key: str, use: Callable[[Path, Content | None], T]) -> T:
+        """What `use` makes of a copy, and of its content where that was told by fetching it."""
+        for _ in range(LOOKS):
+            copy, fetched = self._copy(key, hashlib.sha256())
+            with contextlib.suppress(FileNotFoundError):  # another process has dropped it since
+                return use(copy, fetched)
+        raise dropped_too_soon(self._root, key)
+
+    def _copy(self, key: str, sha256: "Hash | None") -> tuple[Path, Content | None]:
+        """The local copy of an object; and its content, where it was fetched now and `sha256` was given it meanwhile."""
+        found, is_fetched = self._head(key), False
 
         def fetch(path: Path) -> None:
             nonlocal is_fetched
@@ -247,13 +247,9 @@ class S3Store:
             is_fetched = True
 
         path = self._cache.file(key, _version(found), fetch)
-        return Content(size_bytes=path.stat().st_size, sha256=sha256.hexdigest()) if is_fetched else content_of(path)
-
-    def drop_copy(self, key: str) -> bool:
-        return self._cache.drop(check_key(key))
-
-    def limit_copies(self, prefix: str, *, newest: int) -> None:
-        self._cache.limit(check_key(prefix), newest=newest)
+        if sha256 is None or not is_fetched:
+            return path, None
+        return path, Content(size_bytes=int(found["ContentLength"]), sha256=sha256.hexdigest())
 
     def _fetch(self, key: str, path: Path, found: dict[str, Any], sha256: "Hash | None") -> None:
         """Write an object to `path`. What arrived before a cut is not asked for again by the next try."""
@@ -262,11 +258,14 @@ class S3Store:
         if cut is not None and cut.path.exists():
             os.replace(cut.path, path)
             done = cut.done if cut.version == version else done
+        n_before = len(done)
         try:
             self._download(key, path, int(found["ContentLength"]), done, sha256)
-        except StorageUnavailable:
-            self._cuts[key] = _Cut(version, path.with_name(f"{path.name}.cut"), done)
+        except StorageUnavailable as error:
+            self._cuts[key] = Cut(version, path.with_name(f"{path.name}.cut"), done)
             os.replace(path, self._cuts[key].path)
+            if len(done) > n_before:
+                raise TransferCut(str(error)) from error
             raise
 
     def _download(self, key: str, path: Path, size_bytes: int, done: set[int], sha256: "Hash | None") -> None:
@@ -275,23 +274,28 @@ class S3Store:
         def receive(first: int) -> None:
             if first in done:
                 return
-            start = first
-            for piece in self._pieces(key, first, min(first + part_bytes, size_bytes) - 1):
+            start, end = first, min(first + part_bytes, size_bytes)
+            for piece in self._pieces(key, first, end - 1, size_bytes):
                 start += os.pwrite(descriptor, piece, start)
+            if start != end:
+                raise StorageUnavailable(f"{self._root}: object {key!r}: expected {end - first} bytes, found {start - first}")
             done.add(first)
 
-        part_bytes = _part_bytes(size_bytes)
+        part_bytes = part_size(size_bytes)
         with path.open("r+b" if done else "w+b", buffering=0) as file:
             descriptor = file.fileno()
-            for start in _in_parallel(receive, range(0, size_bytes, part_bytes)):
+            for start in in_parallel(receive, range(0, size_bytes, part_bytes)):
                 if sha256 is not None:
-                    _hash(sha256, descriptor, start, part_bytes)
+                    hash_part(sha256, descriptor, start, part_bytes)
 
-    def _pieces(self, key: str, first: int, last: int) -> Iterator[bytes]:
-        """A range of an object, piece by piece."""
+    def _pieces(self, key: str, first: int, last: int, size_bytes: int) -> Iterator[bytes]:
+        """A range of an object of that size, piece by piece."""
+        answer = self._call(key, "get_object", "ContentRange", Range=f"bytes={first}-{last}")
+        wanted, found = f"bytes {first}-{last}/{size_bytes}", answer["ContentRange"]
+        if found != wanted:
+            raise StorageUnavailable(f"{self._root}: object {key!r}: expected {wanted}, found {found}: cut, or replaced")
         with translated(self._root, key):
-            answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key), Range=f"bytes={first}-{last}")
-            while piece := answer["Body"].read(_PIECE_BYTES):
+            while piece := answer["Body"].read(PIECE_BYTES):
                 yield piece
 
     # -------------------------------------------------------------------------------- removing
@@ -300,75 +304,73 @@ class S3Store:
         self._call(key, "delete_object")
         self._cache.drop(key)
 
-    def set_aside(self, key: str) -> str:
-        target = f"set-aside/{key}.{time.time_ns()}"
+    def set_aside(self, key: str, target: str | None = None) -> str:
+        target = target or aside(key)
+        found, moved = self._find(key), self._find(target)
+        if found is None and moved is None:
+            raise KeyMissing(f"{self._root}: no object {key!r}")
+        if found is not None:
+            if moved is None:
+                self._copy_object(key, target)
+            self._remove_copied(key, found, target)
+        return target  # where nothing was found, an earlier try has moved it, and its answer was lost
+
+    def _copy_object(self, key: str, target: str) -> None:
         with translated(self._root, key):
             source = {"Bucket": self._bucket, "Key": self._key(key)}
-            self._client.copy(source, self._bucket, self._key(target))
+            try:
+                self._client.copy(source, self._bucket, self._key(target))
+            except KeyError as error:  # the SDK's own transfers take every answer for whole
+                raise StorageUnavailable(f"{self._root}: object {key!r}: the answer to its copying lacks {error}") from error
+
+    def _remove_copied(self, key: str, found: dict[str, Any], target: str) -> None:
+        """Delete an object that was copied, once the copy is seen; and see it gone, for a deletion may be thrown away too."""
+        copied = self._find(target)
+        if copied is None or copied["ContentLength"] != found["ContentLength"]:
+            raise StorageUnavailable(
+                f"{self._root}: expected a copy of object {key!r}, {found['ContentLength']} bytes, at {target!r}, found "
+                f"{copied['ContentLength'] if copied else 'none'}; nothing was deleted"
+            )
         self.delete(key)
-        return target
+        left = self._find(key)
+        if left is not None and _version(left) == _version(found):
+            raise StorageUnavailable(f"{self._root}: object {key!r} was deleted, and is still there")
 
     # -------------------------------------------------------------------------------- shared
 
     def _key(self, key: str) -> str:
         return self._prefix + check_key(key)
 
-    def _call(self, key: str, operation: str, **arguments: Any) -> dict[str, Any]:
+    def _find(self, key: str) -> dict[str, Any] | None:
+        """As `_head`, or None where there is no object."""
+        try:
+            return self._head(key)
+        except KeyMissing:
+            return None
+
+    def _head(self, key: str) -> dict[str, Any]:
+        """What the server says of an object.
+
+        All three or nothing: a length that was cut between two of its digits is another length, and nothing tells but that
+        what comes after it did not come. Where the length comes last, a download still compares it with what it gets.
+        """
+        return self._call(key, "head_object", "ETag", "LastModified", "ContentLength")
+
+    def _write(self, key: str, operation: str, *fields: str, **arguments: Any) -> dict[str, Any]:
+        """As `_call`. What a write misses is its upload; the server's word for that may have been cut off its answer."""
+        try:
+            return self._call(key, operation, *fields, **arguments)
+        except KeyMissing as error:
+            raise UploadLost(f"{self._root}: the upload of object {key!r} was lost") from error
+
+    def _call(self, key: str, operation: str, *fields: str, **arguments: Any) -> dict[str, Any]:
+        """One request; the answer has all of `fields`."""
         with translated(self._root, key):
             answer: dict[str, Any] = getattr(self._client, operation)(Bucket=self._bucket, Key=self._key(key), **arguments)
-            return answer
-
-
-def _client() -> Any:
-    """Made by the SDK from its own settings. PRUNELLA_S3_STYLE (`auto`, `path`, `virtual`) is how the bucket is addressed."""
-    import boto3
-    from botocore.config import Config
-
-    settings = Config(
-        retries={"total_max_attempts": 1},
-        connect_timeout=_CONNECT_TIMEOUT_S,
-        read_timeout=_READ_TIMEOUT_S,
-        max_pool_connections=20,
-        s3={"addressing_style": os.environ.get("PRUNELLA_S3_STYLE", "auto")},
-        # Our own sha256 is proven on every read; not every server knows the SDK's newer checksums.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-    )
-    return boto3.session.Session().client("s3", config=settings)
-
-
-def _part_bytes(size_bytes: int) -> int:
-    """How large the parts of a file are; all but the last."""
-    return max(_PART_BYTES, min(size_bytes // _MANY_PARTS, _LARGE_PART_BYTES), -(-size_bytes // _MAX_PARTS))
+        require(self._root, key, answer, *fields)
+        return answer
 
 
 def _version(head: dict[str, Any]) -> str:
     """What tells an object from one that was there before, or comes after."""
     return f"{head['ETag']} {head['LastModified']}"
-
-
-def _etag_of_parts(etags: "list[str]") -> str:
-    """What S3 calls an object made of parts: the MD5 of their MD5s, and their number.
-
-    radosgw 16.2 does not say it in its answer to the commit (found 2026-11), only when the object is asked for.
-    """
-    digests = b"".join(bytes.fromhex(etag.strip('"')) for etag in etags)
-    return f'"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(etags)}"'
-
-
-def _in_parallel(work: Callable[[int], None], numbers: range) -> Iterator[int]:
-    """Do them all; yields each, in order, once it is done.
-
-    Raises the first failure after those under way have ended, without starting the others.
-    """
-    with ThreadPoolExecutor(_CONCURRENCY, thread_name_prefix="s3") as pool:
-        for number, _ in zip(numbers, pool.map(work, numbers), strict=True):
-            yield number
-
-
-def _hash(sha256: "Hash", descriptor: int, start: int, size_bytes: int) -> None:
-    """Give a hash what a file holds from `start` on."""
-    end = start + size_bytes
-    while start < end and (piece := os.pread(descriptor, min(_PIECE_BYTES, end - start), start)):
-        sha256.update(piece)
-        start += len(piece)

@@ -1,13 +1,27 @@
-"""What Prunella asks of an object store, and what a key may look like. Content is bytes; nothing here interprets it."""
+"""What Prunella asks of an object store, and what a key may look like. Content is bytes; nothing here interprets it.
 
+A local file of an object is a bucket's copy or a folder's object. A copy may be dropped at any moment, by any process of this
+machine: whoever opens one does so through `with_local_file`, which fetches it again, and whoever hands its path on lets the
+store `place` it under a name of its own.
+"""
+
+import contextlib
 import hashlib
+import os
 import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from prunella.errors import ConfigError
+from prunella.errors import ConfigError, StorageUnavailable
 
+T = TypeVar("T")
+
+#: How often a copy that was dropped before it could be opened is asked for. Source: own choice 2026-11: between the two lie
+#: microseconds, so that a second time in a row means a disk for copies that is far too small.
+LOOKS = 3
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]*(/[A-Za-z0-9][A-Za-z0-9._=-]*)*")
 
 
@@ -25,6 +39,10 @@ class Content:
 
     size_bytes: int
     sha256: str
+
+
+class TransferCut(StorageUnavailable):
+    """The store stopped in the middle of a file, and what had arrived by then counts: the next try goes on from there."""
 
 
 class Store(Protocol):
@@ -61,7 +79,14 @@ class Store(Protocol):
         """Names directly under `prefix`, sorted. For discovery and clean-up, never for truth."""
 
     def local_path(self, key: str) -> Path:
-        """A local file that holds the object, to map into memory. Not verified. Raises KeyMissing."""
+        """A local file that holds the object, to be opened at once (`with_local_file`). Not verified. Raises KeyMissing."""
+
+    def place(self, key: str, path: Path) -> Content | None:
+        """Give the local file of an object the name `path`, under which it stays whatever becomes of copies.
+
+        Returns what is in it where it was fetched for that, since nobody has proven it yet; None where it was there before.
+        Raises KeyMissing.
+        """
 
     def measure(self, key: str) -> Content:
         """What is in the file that `local_path` gives, hashed while it is fetched. Raises KeyMissing."""
@@ -75,8 +100,14 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object that retention released; absent is fine."""
 
-    def set_aside(self, key: str) -> str:
-        """Move a damaged object out of the way, so that it can be written again; returns where it went."""
+    def set_aside(self, key: str, target: str | None = None) -> str:
+        """Move a damaged object out of the way, so that it can be written again; returns where it went.
+
+        Args:
+            target: where to, for a caller that repeats the call: what an earlier try has moved there already is success.
+
+        Raises KeyMissing, StorageUnavailable.
+        """
 
 
 def check_key(key: str) -> str:
@@ -93,4 +124,31 @@ def check_key(key: str) -> str:
 def content_of(path: Path) -> Content:
     """What a local file holds."""
     with path.open("rb") as file:
-        return Content(size_bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+        size_bytes = os.fstat(file.fileno()).st_size  # not `path.stat()`: the name may be gone by now
+        return Content(size_bytes=size_bytes, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def aside(key: str) -> str:
+    """A new place for a damaged object."""
+    return f"set-aside/{key}.{time.time_ns()}"
+
+
+def with_local_file(store: Store, key: str, use: Callable[[Path], T]) -> T:
+    """What `use` makes of an object's local file. A copy that is dropped before `use` has opened it is fetched again.
+
+    Once it is open it may be dropped: Linux keeps what is open or mapped.
+
+    Raises:
+        KeyMissing, StorageUnavailable: as `local_path`.
+    """
+    for _ in range(LOOKS):
+        with contextlib.suppress(FileNotFoundError):
+            return use(store.local_path(key))
+    raise dropped_too_soon(store.root, key)
+
+
+def dropped_too_soon(root: str, key: str) -> StorageUnavailable:
+    return StorageUnavailable(
+        f"{root}: object {key!r}: expected to open its local copy, found it dropped {LOOKS} times in a row; "
+        "raise PRUNELLA_CACHE_BYTES"
+    )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from buckets import moto_bucket, set_in_environment
 from prunella.data.manifest import (
     DatasetManifest,
     Quarantined,
@@ -17,9 +18,11 @@ from prunella.data.manifest import (
     shard_key,
     tokenizer_key,
 )
-from prunella.data.reader import TokenReader, load_tokenizer
+from prunella.data.reader import TokenReader, check_sha256, load_tokenizer
 from prunella.errors import ConfigError, DataCorrupt
+from prunella.faults import flip_byte
 from prunella.records import FileEntry, to_bytes
+from prunella.storage import S3Store
 
 FINGERPRINT = "0123456789abcdef"
 TOKENS = np.arange(1000, 1100)
@@ -186,6 +189,62 @@ def test_a_flipped_byte_is_found_before_a_token_of_its_shard_is_used(store):
         reader.sequence(5, 8)
 
     assert caught.value.shard == 1
+
+
+@pytest.fixture
+def bucket_store(tmp_path, monkeypatch):
+    """A store in a bucket, whose local copies lie where a test can damage them."""
+    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path / "scratch"))
+    with moto_bucket() as bucket, set_in_environment(bucket.environment):
+        yield S3Store(bucket.root)
+
+
+def flip_in_copy(store, key):
+    path = store.local_path(key)
+    damaged = bytearray(path.read_bytes())
+    damaged[5] ^= 1
+    path.write_bytes(damaged)
+
+
+def test_a_copy_that_was_damaged_on_disk_is_fetched_again_and_condemns_no_shard(bucket_store, caplog):
+    manifest = put_dataset(bucket_store)
+    for shard in manifest.train:
+        flip_in_copy(bucket_store, shard.file.key)
+    reader = TokenReader(bucket_store, manifest, "train")
+
+    tokens = [reader.sequence(index, 8).tolist() for index in range(12)]
+    check_sha256(bucket_store, manifest.train[0].file)
+
+    assert tokens == [TOKENS[8 * index : 8 * index + 9].tolist() for index in range(12)]
+    assert caplog.text.count("damaged_copy_dropped") == len(manifest.train)
+
+
+def test_a_full_check_looks_at_the_bucket_before_it_blames_a_part(bucket_store, caplog):
+    entry = put_dataset(bucket_store).train[1].file
+    flip_in_copy(bucket_store, entry.key)
+
+    check_sha256(bucket_store, entry)
+
+    assert caplog.text.count("damaged_copy_dropped") == 1
+
+
+def test_an_object_that_is_damaged_in_the_bucket_is_still_found(bucket_store):
+    manifest = put_dataset(bucket_store)
+    flip_byte(bucket_store, manifest.train[1].file.key)
+
+    with pytest.raises(DataCorrupt, match=r"train-00001.bin: expected sha256") as caught:
+        TokenReader(bucket_store, manifest, "train").sequence(5, 8)
+
+    assert caught.value.shard == 1
+
+
+def test_a_shard_whose_copy_makes_room_stays_mapped(bucket_store):
+    manifest = put_dataset(bucket_store)
+    reader = TokenReader(bucket_store, manifest, "train")
+    before = reader.sequence(0, 8)
+
+    assert bucket_store.drop_copy(manifest.train[0].file.key)
+    assert np.array_equal(reader.sequence(0, 8), before)
 
 
 def test_a_shard_is_verified_once(store):

@@ -49,7 +49,30 @@ def test_inputs_come_from_the_object_store_too(store):
     sources = resolve_inputs(("store:corpus", "store:other/c.txt"), store)
 
     assert [source.label for source in sources] == ["store:corpus/a/x.jsonl", "store:corpus/b.txt", "store:other/c.txt"]
-    assert sources[1].path.read_bytes() == b"text"
+    assert sources[1].use(Path.read_bytes) == b"text"
+
+
+def test_a_stored_corpus_is_looked_at_without_being_fetched(store, monkeypatch):
+    store.put_new("corpus/a.txt", b"")
+    store.put_new("corpus/b.txt", b"text")
+    monkeypatch.setattr(store, "local_path", lambda key: pytest.fail(f"fetched {key}"))
+
+    check_inputs(DataConfig(inputs=("store:corpus",)), store)
+    with pytest.raises(ConfigError, match="expected files with text, found 1 files, none of which"):
+        check_inputs(DataConfig(inputs=("store:corpus/a.txt",)), store)
+
+
+def test_of_a_stored_corpus_only_what_is_read_is_fetched(store, monkeypatch):
+    for name in ("a", "b", "c"):
+        store.put_new(f"corpus/{name}.txt", name.encode() * 100)
+    fetched, fetch = [], store.local_path
+    monkeypatch.setattr(store, "local_path", lambda key: fetched.append(key) or fetch(key))
+    corpus = Corpus(sources=resolve_inputs(("store:corpus",), store), settings=DataConfig(max_bytes=100))
+
+    documents = list(read_documents(corpus, LeftOut()))
+
+    assert [document.text for document in documents] == ["a" * 100]
+    assert fetched == ["corpus/a.txt", "corpus/b.txt"]
 
 
 def test_a_key_that_climbs_out_of_the_store_is_refused(store):

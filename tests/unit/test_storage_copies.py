@@ -1,0 +1,223 @@
+"""Local copies of a bucket's objects: fetched once, within the limit, and nobody who reads one loses it."""
+
+import errno
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from buckets import Bucket, big_file, moto_bucket, set_in_environment
+from prunella.errors import StorageUnavailable
+from prunella.storage import Content, S3Store, with_local_file
+from prunella.storage.cache import ObjectCache
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Bucket]:
+    with moto_bucket() as made, set_in_environment(made.environment):
+        yield made
+
+
+@pytest.fixture
+def store(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3Store:
+    """A store under a prefix of its own."""
+    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path / "scratch"))
+    return S3Store(f"{bucket.root}/{tmp_path.name}")
+
+
+def test_an_object_is_fetched_once(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put_new("a/b", b"content")
+    first = store.local_path("a/b")
+    monkeypatch.setattr(store, "_fetch", lambda *_: pytest.fail("fetched again"))
+
+    assert store.local_path("a/b") == first
+
+
+def test_an_object_that_was_replaced_is_fetched_again(store: S3Store) -> None:
+    store.put_new("a/b", b"old")
+    store.local_path("a/b")
+
+    store.delete("a/b")
+    store.put_new("a/b", b"new")
+
+    assert store.local_path("a/b").read_bytes() == b"new"
+
+
+def test_the_longest_unused_copies_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path))
+    cache = ObjectCache("s3://bucket", limit_bytes=250)
+    copies = {name: cache.file(name, "v1", lambda path: path.write_bytes(bytes(100)) and None) for name in ("a", "b")}
+    os.utime(copies["a"], ns=(1, 1))
+    os.utime(copies["b"], ns=(2, 2))
+
+    cache.file("a", "v1", lambda path: pytest.fail("it is there"))
+    cache.file("c", "v1", lambda path: path.write_bytes(bytes(100)) and None)
+
+    assert [copies["a"].exists(), copies["b"].exists()] == [True, False]
+
+
+def test_the_limit_holds_however_recently_copies_were_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path))
+    cache = ObjectCache("s3://bucket", limit_bytes=250)
+
+    copies = []
+    for age, name in enumerate("abcd"):
+        copies.append(cache.file(name, "v1", lambda path: path.write_bytes(bytes(100)) and None))
+        os.utime(copies[-1], (time.time() - 10 + age,) * 2)
+
+    assert [path.exists() for path in copies] == [False, False, True, True]
+
+
+def test_the_copy_that_was_asked_for_stays_whatever_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path))
+    cache = ObjectCache("s3://bucket", limit_bytes=50)
+
+    copies = [cache.file(name, "v1", lambda path: path.write_bytes(bytes(100)) and None) for name in "ab"]
+
+    assert [path.exists() for path in copies] == [False, True]
+
+
+def test_what_is_being_fetched_makes_no_room_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path))
+    cache = ObjectCache("s3://bucket", limit_bytes=50)
+
+    def fetch_while_another_is_fetched(path: Path) -> None:
+        path.write_bytes(bytes(100))
+        cache.file("b", "v1", lambda path: path.write_bytes(bytes(100)) and None)
+
+    assert cache.file("a", "v1", fetch_while_another_is_fetched).exists()
+
+
+def test_what_a_killed_process_was_fetching_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path))
+    cache = ObjectCache("s3://bucket", limit_bytes=250)
+    first = cache.file("a", "v1", lambda path: path.write_bytes(bytes(100)) and None)
+    leftover = first.with_name(".leftover")
+    leftover.write_bytes(bytes(100))
+    os.utime(leftover, (1, 1))
+
+    cache.file("b", "v1", lambda path: path.write_bytes(bytes(100)) and None)
+
+    assert [leftover.exists(), first.exists()] == [False, True]
+
+
+def test_a_copy_that_is_dropped_before_it_was_opened_is_fetched_again(store: S3Store) -> None:
+    store.put_new("a/b", b"content")
+    looks: list[Path] = []
+
+    def open_late(path: Path) -> bytes:
+        looks.append(path)
+        if len(looks) == 1:
+            path.unlink()  # as another process does that needs room
+        return path.read_bytes()
+
+    assert with_local_file(store, "a/b", open_late) == b"content"
+    assert len(looks) == 2
+
+
+def test_copies_that_are_dropped_faster_than_they_are_opened_ask_for_room(store: S3Store) -> None:
+    store.put_new("a/b", b"content")
+
+    def open_too_late(path: Path) -> bytes:
+        path.unlink()
+        return path.read_bytes()
+
+    with pytest.raises(StorageUnavailable, match=r"found it dropped 3 times in a row; raise PRUNELLA_CACHE_BYTES"):
+        with_local_file(store, "a/b", open_too_late)
+
+
+def test_a_placed_file_outlives_its_copy_and_tells_what_was_fetched_for_it(store: S3Store, tmp_path: Path) -> None:
+    store.put_new("a/b", b"content")
+
+    told = [store.place("a/b", tmp_path / name) for name in ("one", "two")]
+    store.drop_copy("a/b")
+
+    assert told == [Content(size_bytes=7, sha256=hashlib.sha256(b"content").hexdigest()), None]
+    assert [(tmp_path / name).read_bytes() for name in ("one", "two")] == [b"content"] * 2
+
+
+def test_a_copy_that_was_cut_short_does_not_appear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path))
+    cache = ObjectCache("s3://bucket", limit_bytes=250)
+
+    def cut(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise StorageUnavailable("cut")
+
+    with pytest.raises(StorageUnavailable):
+        cache.file("a", "v1", cut)
+
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("size_bytes", [10, 9 * MIB], ids=["one part", "several parts"])
+def test_a_file_that_was_put_is_kept_as_the_copy_where_asked(
+    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size_bytes: int
+) -> None:
+    path = big_file(tmp_path, size_bytes)
+    monkeypatch.setattr(store, "_fetch", lambda *_: pytest.fail("fetched"))
+
+    store.put_new_file("a/b", path, keep_copy=True)
+
+    assert store.local_path("a/b").samefile(path)
+
+
+def test_a_file_that_was_put_is_copied_to_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_paths: Path) -> None:
+        raise OSError(errno.EXDEV, "another file system")
+
+    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setattr(os, "link", link)
+    (tmp_path / "file").write_bytes(b"content")
+    cache = ObjectCache("s3://bucket", limit_bytes=250)
+
+    cache.adopt("a", "v1", tmp_path / "file")
+
+    assert cache.file("a", "v1", lambda _: pytest.fail("it is there")).read_bytes() == b"content"
+
+
+def test_a_copy_that_cannot_be_kept_fails_no_put(store: S3Store, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "scratch").write_text("a file where a folder should be")
+    path = big_file(tmp_path, 10)
+
+    store.put_new_file("a/b", path, keep_copy=True)
+
+    assert store.get("a/b") == path.read_bytes()
+    assert "copy_not_kept key=a/b" in caplog.text
+
+
+def test_a_copy_goes_with_its_object(store: S3Store, tmp_path: Path) -> None:
+    store.put_new_file("a/b", big_file(tmp_path, 10), keep_copy=True)
+    copy = store.local_path("a/b")
+
+    store.delete("a/b")
+
+    assert not copy.exists()
+    assert not store.drop_copy("a/b")
+
+
+def test_kept_copies_nobody_used_obey_the_limit_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path / "scratch"))
+    cache = ObjectCache("s3://bucket", limit_bytes=250)
+
+    for name in "abc":
+        (tmp_path / name).write_bytes(bytes(100))
+        cache.adopt(name, "v1", tmp_path / name)
+
+    assert [cache.drop(name) for name in "abc"] == [False, True, True]
+
+
+def test_of_copies_in_many_folders_the_last_by_name_stay_and_those_in_use(store: S3Store, tmp_path: Path) -> None:
+    for name in ("0000", "0001", "0002", "0003"):
+        store.put_new_file(f"all/{name}/file", big_file(tmp_path, 10), keep_copy=True)
+        (tmp_path / "big").unlink()
+    store.local_path("all/0001/file")  # somebody reads it
+
+    store.limit_copies("all", newest=1)
+
+    assert [store.drop_copy(f"all/{name}/file") for name in ("0000", "0001", "0002", "0003")] == [False, True, False, True]

@@ -1,0 +1,411 @@
+"""A bucket's store on a network that cuts and lies: half an answer is none, a repeated call is harmless, nothing travels twice.
+
+Each test says which request is struck, and how; `tests/integration/test_bucket_faults.py` leaves that to chance.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import EndpointConnectionError
+
+from buckets import Bucket, big_file, moto_bucket, set_in_environment
+from fault_proxy import Schedule, fault_proxy
+from prunella.config import StorageConfig
+from prunella.errors import KeyExists, StorageUnavailable
+from prunella.storage import RetryingStore, S3Store, prove_root
+from prunella.storage.parts import etag_of_parts, in_parallel
+from prunella.storage.refusals import require
+from prunella.storage.store import TransferCut
+
+MIB = 2**20
+PATIENCE = StorageConfig(retry_s=10.0, first_delay_s=0.001, max_delay_s=0.002)
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Bucket]:
+    with moto_bucket() as made, set_in_environment(made.environment):
+        yield made
+
+
+@pytest.fixture
+def store(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3Store:
+    """A store under a prefix of its own, with nothing between it and its server."""
+    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path / "scratch"))
+    return S3Store(f"{bucket.root}/{tmp_path.name}")
+
+
+@dataclass(frozen=True)
+class Network:
+    """What lies between `store` and its server."""
+
+    store: S3Store
+    schedule: Schedule
+
+    @property
+    def patient(self) -> RetryingStore:
+        return RetryingStore(self.store, PATIENCE)
+
+    def strike(self, *faults: str, method: str, holds: str = "") -> None:
+        """Do these to the next requests of that method whose path holds that, one after another; "" lets one pass."""
+        waiting = iter(faults)
+
+        def draw(asked: str, path: str) -> tuple[str, float]:
+            return next(waiting, "") if asked == method and holds in path else "", 0.0
+
+        self.schedule.draw = draw  # type: ignore[method-assign]
+
+    def strike_each_once(self, fault: str) -> None:
+        """Do this to every request the first time that it is made."""
+        made: set[tuple[str, str]] = set()
+
+        def draw(method: str, path: str) -> tuple[str, float]:
+            is_new = (method, path) not in made
+            made.add((method, path))
+            return fault if is_new else "", 0.0
+
+        self.schedule.draw = draw  # type: ignore[method-assign]
+
+    def asked(self, method: str, holds: str = "") -> list[str]:
+        return [request for request in self.schedule.requests if request.startswith(f"{method} ") and holds in request]
+
+
+@pytest.fixture
+def network(bucket: Bucket, store: S3Store) -> Iterator[Network]:
+    """A network in front of the place that `store` reaches directly."""
+    with fault_proxy(bucket.environment["AWS_ENDPOINT_URL_S3"], 0) as (address, schedule):
+        schedule.is_off = True
+        with set_in_environment({"AWS_ENDPOINT_URL_S3": address}):
+            yield Network(store=S3Store(store.root), schedule=schedule)
+
+
+def unfinished_uploads(store: S3Store) -> list[Any]:
+    found: list[Any] = store._client.list_multipart_uploads(Bucket=store._bucket, Prefix=store._prefix).get("Uploads", [])
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ answers that were cut
+
+
+def put_big(store: S3Store, path: Path) -> object:
+    path.write_bytes(bytes(9 * MIB))
+    return store.put_new_file("a/big", path)
+
+
+@pytest.mark.parametrize(
+    ("method", "holds", "ask", "lacking"),
+    [
+        ("PUT", "", lambda store, _: store.put_new("a/new", b"x"), "ETag"),
+        ("HEAD", "", lambda store, _: store.put_new("a/new", b"x"), "ETag"),
+        ("POST", "uploads", put_big, "UploadId"),
+        ("PUT", "partNumber", put_big, "ETag"),
+        ("HEAD", "", lambda store, _: store.size_bytes("a/b"), "ETag"),
+        ("HEAD", "", lambda store, _: store.stamp("a/b"), "ETag"),
+        ("HEAD", "", lambda store, _: store.local_path("a/b"), "ETag"),
+        ("GET", "", lambda store, _: store.local_path("a/b"), "ContentRange"),
+        ("GET", "", lambda store, _: store.get("a/b"), "ContentLength"),
+        ("GET", "", lambda store, _: store.list("a"), "IsTruncated"),
+    ],
+    ids=["put", "put proven", "begin", "part", "size", "stamp", "copy", "range", "get", "list"],
+)
+def test_an_answer_cut_inside_its_headers_is_no_answer(
+    store: S3Store,
+    network: Network,
+    tmp_path: Path,
+    method: str,
+    holds: str,
+    ask: Callable[[S3Store, Path], object],
+    lacking: str,
+) -> None:
+    store.put_new("a/b", b"content")
+    network.strike("cut the headers", method=method, holds=holds)
+
+    with pytest.raises(StorageUnavailable, match=f"found no whole {lacking}: the answer was cut"):
+        ask(network.store, tmp_path / "big")
+
+
+@pytest.mark.parametrize("fault", ["cut the headers", "cut the answer", "lose the answer", "503"])
+def test_what_was_struck_once_is_asked_again_and_whole(network: Network, tmp_path: Path, fault: str) -> None:
+    path = big_file(tmp_path, 20 * MIB)
+    network.strike_each_once(fault)
+
+    network.patient.put_new("a/small", b"content")
+    told = network.patient.put_new_file("a/big", path)
+
+    assert network.patient.get("a/small") == b"content"
+    assert network.patient.measure("a/big") == told
+    assert network.patient.local_path("a/big").read_bytes() == path.read_bytes()
+    assert network.patient.list("a") == ["big", "small"]
+
+
+def test_a_put_whose_answer_was_lost_knows_its_own_although_the_look_at_it_was_cut(network: Network) -> None:
+    faults = {"PUT": iter(["lose the answer"]), "GET": iter(["cut the headers"])}
+    network.schedule.draw = lambda method, _: (next(faults.get(method, iter([])), ""), 0.0)  # type: ignore[method-assign]
+
+    network.patient.put_new("a/b", b"mine")
+
+    assert network.store.get("a/b") == b"mine"
+
+
+@pytest.mark.parametrize("etag", ['"', '"abc', None])
+def test_an_etag_that_was_cut_is_none(etag: str | None) -> None:
+    with pytest.raises(StorageUnavailable, match="found no whole ETag"):
+        require("s3://bucket", "a", {"ETag": etag} if etag else {}, "ETag")
+
+
+@pytest.mark.parametrize("etag", ['"abc"', "abc"])
+def test_an_etag_may_be_quoted_or_not(etag: str) -> None:
+    require("s3://bucket", "a", {"ETag": etag}, "ETag")
+
+
+def test_parts_that_are_not_called_by_their_md5_tell_no_etag_of_the_whole() -> None:
+    assert etag_of_parts(['"0"', '"not hexadecimal"']) == ""
+
+
+# ------------------------------------------------------------------------------------------------ files in parts
+
+
+def test_a_put_that_was_cut_sends_only_the_missing_parts_again(
+    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = big_file(tmp_path, 40 * MIB)
+    sent: list[int] = []
+    send = store._client.upload_part
+
+    def cut_once(**arguments: Any) -> Any:
+        number = arguments["PartNumber"]
+        sent.append(number)
+        if number == 3 and sent.count(3) == 1:
+            raise EndpointConnectionError(endpoint_url="http://cut")
+        return send(**arguments)
+
+    monkeypatch.setattr(store._client, "upload_part", cut_once)
+
+    told = RetryingStore(store, PATIENCE).put_new_file("a/big", path)
+
+    assert sorted(sent) == [1, 2, 3, 3, 4, 5]
+    assert told.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert store.get("a/big") == path.read_bytes()
+
+
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["the same object", "another object"])
+def test_a_download_that_was_cut_asks_only_for_the_missing_parts_of_the_same_object(
+    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_replaced: bool
+) -> None:
+    path = big_file(tmp_path, 40 * MIB)
+    store.put_new_file("a/big", path)
+    asked: list[str] = []
+    get = store._client.get_object
+
+    def cut_once(**arguments: Any) -> Any:
+        asked.append(arguments["Range"])
+        if len(asked) == 3:
+            raise EndpointConnectionError(endpoint_url="http://cut")
+        return get(**arguments)
+
+    monkeypatch.setattr(store._client, "get_object", cut_once)
+    with pytest.raises(StorageUnavailable):
+        store.measure("a/big")
+    if is_replaced:
+        path = big_file(tmp_path, 40 * MIB)
+        store.delete("a/big")
+        store.put_new_file("a/big", path)
+
+    told = store.measure("a/big")
+
+    assert told.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert len(asked) == 5 + (5 if is_replaced else 1)
+    assert [file.name for file in (tmp_path / "scratch").rglob("*.cut")] == []
+
+
+def test_of_many_parts_the_first_failure_is_raised_and_the_rest_not_begun() -> None:
+    begun: list[int] = []
+
+    def send(number: int) -> None:
+        begun.append(number)
+        if number == 0:
+            raise StorageUnavailable("cut")
+        time.sleep(0.02)
+
+    with pytest.raises(StorageUnavailable, match="cut"):
+        list(in_parallel(send, range(500)))
+
+    assert len(begun) < 500
+
+
+def test_an_upload_that_lost_the_race_leaves_no_parts(store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = big_file(tmp_path, 9 * MIB)
+    store.put_new("a/big", b"theirs")
+    monkeypatch.setattr(store, "_find", lambda key: None)  # somebody writes between the look and the commit
+
+    with pytest.raises(KeyExists):
+        store.put_new_file("a/big", path)
+
+    assert store.get("a/big") == b"theirs"
+    assert unfinished_uploads(store) == []
+
+
+@pytest.mark.parametrize("n_failing", [1, 5], ids=["one of five parts", "all parts"])
+def test_a_cut_says_whether_anything_had_arrived(
+    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_failing: int
+) -> None:
+    path = big_file(tmp_path, 40 * MIB)
+    send, get = store._client.upload_part, store._client.get_object
+
+    def cut_parts(**arguments: Any) -> Any:
+        if arguments["PartNumber"] > 5 - n_failing:
+            raise EndpointConnectionError(endpoint_url="http://cut")
+        return send(**arguments)
+
+    def cut_ranges(**arguments: Any) -> Any:
+        if int(arguments["Range"].removeprefix("bytes=").partition("-")[0]) >= (5 - n_failing) * 8 * MIB:
+            raise EndpointConnectionError(endpoint_url="http://cut")
+        return get(**arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._client, "upload_part", cut_parts)
+        with pytest.raises(StorageUnavailable) as up:
+            store.put_new_file("a/big", path)
+    store.put_new_file("a/big", path)
+    with monkeypatch.context() as patch:
+        patch.setattr(store._client, "get_object", cut_ranges)
+        with pytest.raises(StorageUnavailable) as down:
+            store.measure("a/big")
+
+    has_moved = n_failing < 5
+    assert [isinstance(cut.value, TransferCut) for cut in (up, down)] == [has_moved, has_moved]
+
+
+def test_a_commit_whose_answer_was_lost_is_known_by_its_parts_and_nothing_is_downloaded(
+    network: Network, tmp_path: Path
+) -> None:
+    path = big_file(tmp_path, 20 * MIB)
+    network.strike("lose the answer", method="POST", holds="uploadId=")
+
+    told = network.patient.put_new_file("a/big", path, keep_copy=True)
+
+    assert network.asked("GET") == []
+    assert len(network.asked("PUT", "partNumber=")) == 3
+    assert told.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert network.store.local_path("a/big").samefile(path)
+
+
+def test_a_commit_whose_answer_was_lost_does_not_take_another_object_for_its_own(
+    store: S3Store, network: Network, tmp_path: Path
+) -> None:
+    path = big_file(tmp_path, 20 * MIB)
+    network.strike("503", method="POST", holds="uploadId=")
+    with pytest.raises(StorageUnavailable):
+        network.store.put_new_file("a/big", path)
+    store.put_new("a/big", b"theirs")
+
+    with pytest.raises(KeyExists):
+        network.store.put_new_file("a/big", path)
+
+    assert store.get("a/big") == b"theirs"
+    assert unfinished_uploads(store) == []
+
+
+def test_a_commit_that_was_thrown_away_is_repeated_without_sending_a_part_again(
+    store: S3Store, network: Network, tmp_path: Path
+) -> None:
+    path = big_file(tmp_path, 20 * MIB)
+    network.strike("lie", method="POST", holds="uploadId=")
+
+    network.patient.put_new_file("a/big", path)
+
+    assert len(network.asked("PUT", "partNumber=")) == 3
+    assert store.get("a/big") == path.read_bytes()
+    assert unfinished_uploads(store) == []
+
+
+def test_a_part_that_was_thrown_away_costs_a_new_upload_and_leaves_no_old_one(
+    store: S3Store, network: Network, tmp_path: Path
+) -> None:
+    path = big_file(tmp_path, 20 * MIB)
+    network.strike("lie", method="PUT", holds="partNumber=2")
+
+    network.patient.put_new_file("a/big", path)
+
+    assert store.get("a/big") == path.read_bytes()
+    assert unfinished_uploads(store) == []
+
+
+# ------------------------------------------------------------------------------------------------ setting aside
+
+
+@pytest.mark.parametrize(
+    ("fault", "method", "holds"),
+    [
+        ("lose the answer", "DELETE", ""),
+        ("lie", "DELETE", ""),
+        ("lose the answer", "PUT", "set-aside/"),
+        ("lie", "PUT", "set-aside/"),
+        ("cut the headers", "HEAD", "set-aside/"),
+    ],
+    ids=["deletion unheard of", "deletion thrown away", "copy unheard of", "copy thrown away", "look cut"],
+)
+def test_setting_aside_may_be_repeated_and_loses_nothing(
+    store: S3Store, network: Network, fault: str, method: str, holds: str
+) -> None:
+    store.put_new("a/b", b"damaged")
+    network.strike(fault, method=method, holds=holds)
+
+    where = network.patient.set_aside("a/b")
+
+    assert store.get(where) == b"damaged"
+    assert not store.exists("a/b")
+
+
+def test_nothing_is_deleted_whose_copy_was_thrown_away(store: S3Store, network: Network) -> None:
+    store.put_new("a/b", b"damaged")
+    network.strike("lie", method="PUT", holds="set-aside/")
+
+    with pytest.raises(StorageUnavailable, match=r"7 bytes, at 'set-aside/.*', found none; nothing was deleted"):
+        network.store.set_aside("a/b")
+
+    assert store.get("a/b") == b"damaged"
+
+
+def test_a_look_of_the_sdk_that_was_cut_while_it_copies_is_no_answer(store: S3Store, network: Network) -> None:
+    store.put_new("a/b", b"damaged")
+    network.strike("", "", "cut the headers", method="HEAD", holds="a/b")  # of the object, of its new place, then the SDK's
+
+    with pytest.raises(StorageUnavailable, match=r"the answer to its copying lacks 'ContentLength'"):
+        network.store.set_aside("a/b")
+
+    assert store.get("a/b") == b"damaged"
+
+
+# ------------------------------------------------------------------------------------------------ the proof of a root
+
+
+@pytest.mark.parametrize("fault", ["503", "lose the answer", "cut the headers"])
+def test_a_root_is_proven_although_every_request_fails_once_and_is_left_clean(
+    store: S3Store, network: Network, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr("prunella.storage._OPENING", PATIENCE)
+    network.strike_each_once(fault)
+
+    prove_root(store.root)
+    prove_root(store.root, is_sole_writer=True)
+
+    assert store.list("probes") == []
+    n_never_heard_of = 0 if fault == "503" else 1  # the server began an upload and its number was lost on the way
+    assert len(unfinished_uploads(store)) == n_never_heard_of
+
+
+def test_a_part_that_was_thrown_away_does_not_pass_for_a_commit_that_was_refused(
+    store: S3Store, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prunella.storage._OPENING", PATIENCE)
+    network.strike("lie", method="PUT", holds="partNumber=")
+
+    prove_root(store.root)
+
+    assert store.list("probes") == []
+    assert unfinished_uploads(store) == []
