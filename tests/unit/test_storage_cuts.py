@@ -249,6 +249,27 @@ def test_an_upload_that_lost_the_race_leaves_no_parts(store: S3Store, tmp_path: 
     assert unfinished_uploads(store) == []
 
 
+def test_parts_of_another_file_are_not_taken_for_those_of_this_one(
+    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = store._client.upload_part
+
+    def cut_last(**arguments: Any) -> Any:
+        if arguments["PartNumber"] == 2:
+            raise EndpointConnectionError(endpoint_url="http://cut")
+        return send(**arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._client, "upload_part", cut_last)
+        with pytest.raises(StorageUnavailable):
+            store.put_new_file("a/big", big_file(tmp_path, 9 * MIB))
+    other = big_file(tmp_path, 9 * MIB)
+    store.put_new_file("a/big", other)
+
+    assert store.get("a/big") == other.read_bytes()
+    assert unfinished_uploads(store) == []
+
+
 @pytest.mark.parametrize("n_failing", [1, 5], ids=["one of five parts", "all parts"])
 def test_a_cut_says_whether_anything_had_arrived(
     store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_failing: int

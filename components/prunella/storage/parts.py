@@ -28,12 +28,13 @@ _CONCURRENCY = min(10, 2 * len(os.sched_getaffinity(0)))
 
 @dataclass(slots=True)
 class Upload:
-    """An upload in parts that has begun. `done` maps part numbers, from 1, to their ETags."""
+    """An upload in parts that has begun. `done` maps part numbers, from 1, to their ETags; `source` is the file they are of."""
 
     upload_id: str
     done: dict[int, str] = field(default_factory=dict)
     #: Whether the server was asked to commit it, which it may have done without our hearing of it.
     is_commit_asked: bool = False
+    source: tuple[int, ...] = ()
 
     @property
     def etags(self) -> list[str]:
@@ -52,6 +53,12 @@ class Cut:
     version: str
     path: Path
     done: set[int]
+
+
+def identity_of(path: Path) -> tuple[int, ...]:
+    """Another one for another file, or for the same one after it was written to."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def part_size(size_bytes: int) -> int:

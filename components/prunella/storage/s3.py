@@ -19,7 +19,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from prunella.errors import ConfigError, KeyMissing, PrunellaError, StorageUnavailable
 from prunella.storage.cache import ObjectCache, cache_limit_bytes, link_or_copy
 from prunella.storage.client import make_client
-from prunella.storage.parts import PART_BYTES, PIECE_BYTES, Cut, Upload, etag_of_parts, hash_part, in_parallel, part_size
+from prunella.storage.parts import (
+    PART_BYTES,
+    PIECE_BYTES,
+    Cut,
+    Upload,
+    etag_of_parts,
+    hash_part,
+    identity_of,
+    in_parallel,
+    part_size,
+)
 from prunella.storage.refusals import UploadLost, existing, require, translated
 from prunella.storage.store import LOOKS, Content, Stamp, TransferCut, aside, check_key, content_of, dropped_too_soon
 
@@ -87,17 +97,26 @@ class S3Store:
         The upload outlives a cut: the next try goes on from here, and knows by their ETags the object that an earlier commit
         has made, whose answer was lost. It does not outlive any other failure.
         """
-        found, upload = self._find(key), self._uploads.get(key)
+        found, upload = self._find(key), self._upload_of(key, path)
         if found is not None and (upload is None or not upload.has_become(found["ETag"])):
             self._give_up(key, upload)
             raise existing(self._root, key)
         upload = upload or self.begin(key)
+        upload.source = identity_of(path)
         self._uploads[key] = upload
         with self._outliving_cuts(key, upload):
             self._send_parts(key, upload, path, size_bytes, sha256)  # where the object is there: none, they are only hashed
             version = _version(found) if found is not None else self._prove(key, self.commit(key, upload))
         del self._uploads[key]
         return version
+
+    def _upload_of(self, key: str, path: Path) -> Upload | None:
+        """The upload of this file that an earlier try began. Parts of another file under the same key are forgotten."""
+        upload = self._uploads.get(key)
+        if upload is None or upload.source == identity_of(path):
+            return upload
+        self._give_up(key, upload)
+        return None
 
     @contextlib.contextmanager
     def _outliving_cuts(self, key: str, upload: Upload) -> Iterator[None]:
