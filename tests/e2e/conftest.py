@@ -1,10 +1,12 @@
-"""The unbroken experiment that every healed one is compared with: run once a session."""
+"""The unbroken experiment that every healed one is compared with: run once a session, whatever the number of its workers."""
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from e2e.campaign import Campaign, assert_complete
 
@@ -33,12 +35,18 @@ class Finished(Campaign):
 
 @pytest.fixture(scope="session")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
-    """The experiment that nothing happened to."""
-    campaign = Finished(tmp_path_factory.mktemp("unbroken"), environment=dict.fromkeys(SECRETS, SECRET))
-    done = campaign.run()
-    (campaign.folder / "command.log").write_text(done.stdout + done.stderr)
-    summary = assert_complete(done, campaign)
-    assert summary["incidents"] == []
+    """The experiment that nothing happened to. The first worker that asks runs it, the others wait."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "unbroken"
+    campaign = Finished(folder, environment=dict.fromkeys(SECRETS, SECRET))
+    is_done = folder / "is-done"
+    with FileLock(folder.with_suffix(".lock")):
+        if not is_done.exists():
+            done = campaign.run()
+            (folder / "command.log").write_text(done.stdout + done.stderr)
+            summary = assert_complete(done, campaign)
+            assert summary["incidents"] == []
+            is_done.touch()
     return campaign
 
 

@@ -19,7 +19,19 @@ DAGS = REPOSITORY / "dags"
 
 #: Packages and modules directly under `prunella`, lowest layer first. A layer may import itself and what is below it.
 LAYERS: list[set[str]] = [
-    {"errors", "codec", "records", "config", "config_text", "recipes", "logs", "scratch", "node_processes", "node_pods"},
+    {
+        "errors",
+        "codec",
+        "records",
+        "config",
+        "config_text",
+        "recipes",
+        "logs",
+        "scratch",
+        "startup",
+        "node_processes",
+        "node_pods",
+    },
     # faults: its firing is recorded with put_new, and a storage outage is a store.
     {"storage", "faults", "ledger", "checkpoints", "data", "model"},
     {"data_prep", "health_gate", "training_segment", "checkpoint_validation", "evaluation"},

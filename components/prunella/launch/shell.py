@@ -38,6 +38,7 @@ from prunella.records import (
     ValidateRequest,
     Verdict,
 )
+from prunella.startup import heavy_imports
 from prunella.storage import open_patiently
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,9 @@ def run_stage(stage: Stage, *, root: str, key: str, handle: Path | None = None) 
         return EXIT_RECORDED if node_pods.lend(config, request) else EXIT_HOST_LOST
     logger.info("stage_started stage=%s request=%s", stage, key)
     try:
-        record = importlib.import_module(STAGES[stage][0]).run(config, request)
+        with heavy_imports():
+            module = importlib.import_module(STAGES[stage][0])
+        record = module.run(config, request)
     except Fenced as error:
         logger.warning("stage_fenced stage=%s error=%s", stage, error)
         return EXIT_FENCED

@@ -24,6 +24,7 @@ from prunella.orchestration.claim import next_segment, run_id_for
 from prunella.orchestration.leaving import Leave, listen
 from prunella.orchestration.submit import Submission, open_experiment
 from prunella.records import SegmentClosed
+from prunella.startup import heavy_imports
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,8 @@ def _load_dag(home: Path) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with heavy_imports():  # Airflow
+        spec.loader.exec_module(module)
     return module.dag
 
 

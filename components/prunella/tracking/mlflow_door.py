@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prunella.errors import TrackingUnavailable
+from prunella.startup import heavy_imports
 
 #: One HTTP request may take this long, and is tried once more. Source: own choice 2026-11, a healthy server needs far less.
 _REQUEST_TIMEOUT_S = 5
@@ -103,7 +104,8 @@ def only_once() -> Iterator[None]:
 
 @contextmanager
 def _one_error(uri: str) -> Iterator[None]:
-    from mlflow.exceptions import MlflowException
+    with heavy_imports():
+        from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:

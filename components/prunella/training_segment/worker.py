@@ -12,6 +12,7 @@ from pathlib import Path
 
 from prunella import logs
 from prunella.node_processes import die_with_parent
+from prunella.startup import heavy_imports
 from prunella.training_segment.exits import Ending, write_note
 from prunella.training_segment.heartbeat import Phase, Pulse
 from prunella.training_segment.job import Job, read_job
@@ -53,7 +54,8 @@ def _bound(job: Job, node: str, rank: int) -> dict[str, object]:
 def _train(job: Job, scratch: Path, pulse: Pulse, rank: int, node: str) -> int:
     ending = Ending(last_step=job.request.first_step - 1)
     try:
-        from prunella.training_segment.rank import train  # brings torch, which takes seconds
+        with heavy_imports():  # torch, which takes seconds
+            from prunella.training_segment.rank import train
 
         train(job, scratch, pulse, ending, rank=rank, world_size=int(os.environ["WORLD_SIZE"]))
     except BaseException as error:  # a rank's own failure becomes its note, here and nowhere else
