@@ -338,8 +338,7 @@ class StorageConfig:
     max_delay_s: float = 2.0
 
     def __post_init__(self) -> None:
-        _check(self, "storage", least=0, names=("retry_s",))
-        _check(self, "storage", above=0, names=("first_delay_s", "max_delay_s"))
+        _check(self, "storage", least=0, names=("retry_s", "first_delay_s", "max_delay_s"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

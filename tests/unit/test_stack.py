@@ -132,7 +132,7 @@ def test_without_that_line_the_region_is_the_one_the_s3_server_has_too(written: 
 @pytest.mark.parametrize(("region", "place"), [("us-east-1", None), ("eu-central-1", "eu-central-1")])
 def test_the_bucket_of_the_stack_is_made_in_its_region(region: str, place: str | None) -> None:
     with moto_bucket() as bucket, set_in_environment({**bucket.environment, "AWS_DEFAULT_REGION": region}):
-        program("prepare")._make_bucket("s3://brand-new/runs")
+        program("prepare")._make_bucket(f"s3://new-in-{region}/runs")
 
-        assert boto3.client("s3").get_bucket_location(Bucket="brand-new")["LocationConstraint"] == place
+        assert boto3.client("s3").get_bucket_location(Bucket=f"new-in-{region}")["LocationConstraint"] == place
         program("prepare")._make_bucket(f"s3://{BUCKET}/runs")  # what is there stays as it is

@@ -196,7 +196,7 @@ def bucket_store(tmp_path, monkeypatch):
     """A store in a bucket, whose local copies lie where a test can damage them."""
     monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path / "scratch"))
     with moto_bucket() as bucket, set_in_environment(bucket.environment):
-        yield S3Store(bucket.root)
+        yield S3Store(f"{bucket.root}/{tmp_path.name}")
 
 
 def flip_in_copy(store, key):

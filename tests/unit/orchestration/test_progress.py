@@ -13,7 +13,6 @@ def test_a_running_attempt_shows_its_step_its_loss_and_its_speed(root: str) -> N
     attempt = story.open_attempt(story.open_run())
     story.ask(attempt, Stage.TRAINING_SEGMENT)
     scratch = attempt_scratch(root, story.name, 0, 0, opened_ns=attempt.opened_ns)
-    scratch.mkdir(parents=True)
     StepLog(scratch, last_step=20).append(record(14))
 
     line = progress(story.ledger).line()
