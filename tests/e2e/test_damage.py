@@ -17,11 +17,14 @@ def wait_for(path: Path, running: subprocess.Popen[bytes]) -> None:
 
 
 def flip_bit(path: Path) -> None:
-    """One bit in the middle of a file."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    """One bit in the middle of a file, in its place: others have it mapped."""
     path.chmod(0o644)
-    path.write_bytes(bytes(content))
+    middle = path.stat().st_size // 2
+    with path.open("r+b") as file:
+        file.seek(middle)
+        (byte,) = file.read(1)
+        file.seek(middle)
+        file.write(bytes([byte ^ 1]))
 
 
 @pytest.mark.slow
@@ -40,7 +43,7 @@ def test_damaged_manifest_costs_its_checkpoint_only(campaign: Campaign, unbroken
 @pytest.mark.slow
 def test_flipped_bit_in_the_probe_batch_is_mended_from_the_corpus(campaign: Campaign, unbroken: Campaign) -> None:
     running = campaign.start("--fault", f"kill:rank=1,step={SEGMENTS * STEPS_PER_SEGMENT - 1}")
-    wait_for(campaign.root / "experiments/experiment/segments/0001/attempts/00/requests/training_segment.json", running)
+    wait_for(campaign.root / "experiments/experiment/checkpoints/0001-00-0000/manifest.json", running)
     (heldout,) = campaign.root.glob("datasets/*/heldout-00000.bin")
     flip_bit(heldout)
     code = running.wait(timeout=300)
