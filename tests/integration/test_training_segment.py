@@ -28,8 +28,8 @@ from prunella.config import (
     Precision,
     StorageConfig,
     TrainingConfig,
-    to_mapping,
 )
+from prunella.config_text import to_mapping
 from prunella.data.manifest import DatasetManifest, Shard, manifest_key, shard_key, tokenizer_key
 from prunella.errors import Cause, Fenced
 from prunella.ledger import Ledger, open_ledger
