@@ -325,8 +325,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _check(self, "training", least=1, names=("hang_factor",))
-        times = ("hang_floor_s", "startup_timeout_s", "wall_clock_limit_s", "grace_s", "fence_poll_s")
-        _check(self, "training", above=0, names=times)
+        _check(self, "training", least=0, names=("wall_clock_limit_s",))  # 0: one step
+        _check(self, "training", above=0, names=("hang_floor_s", "startup_timeout_s", "grace_s", "fence_poll_s"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -80,7 +80,7 @@ def test_the_last_of_two_assignments_wins_and_the_base_is_untouched() -> None:
         ("parallel.threads_per_rank=0", "parallel.threads_per_rank: expected at least 1, found 0"),
         ("model.d_model=100", "model.d_model: expected a multiple of 8 (grouped_mm aligns rows to 16 bytes), found 100"),
         ("checkpoint.max_unsaved_steps=0", "checkpoint.max_unsaved_steps: expected at least 1, found 0"),
-        ("training.wall_clock_limit_s=-1.0", "training.wall_clock_limit_s: expected more than 0, found -1.0"),
+        ("training.wall_clock_limit_s=-1.0", "training.wall_clock_limit_s: expected at least 0, found -1.0"),
         ("checkpoint.max_norm_ratio=1.0", "checkpoint.max_norm_ratio: expected more than 1, found 1.0"),
         ("nodes=0", "nodes: expected at least 1, found 0"),
         ("schedule=hourly", "schedule: expected manual, continuous or cron:EXPR, found 'hourly'"),
