@@ -38,8 +38,10 @@ def main() -> None:
     """Measure, and print one table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     which = f"which of {', '.join(LAUNCHERS)}; all by default"
-    parser.add_argument("launchers", nargs="*", choices=list(LAUNCHERS), metavar="LAUNCHER", help=which)
-    chosen = parser.parse_args().launchers or list(LAUNCHERS)
+    parser.add_argument("launchers", nargs="*", default=list(LAUNCHERS), metavar="LAUNCHER", help=which)
+    chosen = parser.parse_args().launchers
+    if unknown := set(chosen) - set(LAUNCHERS):
+        parser.error(f"expected {which}; found {', '.join(sorted(unknown))}")
     rows: dict[str, dict[str, float]] = {}
     digests = set()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
