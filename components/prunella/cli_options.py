@@ -48,11 +48,9 @@ def ledger_of(root: str, experiment: str | None) -> "Ledger":
 
 def store_of(root: str) -> "Store":
     """The object store at a root. Raises ConfigError where a folder is not there."""
-    from prunella.errors import ConfigError
-    from prunella.storage import open_patiently
+    from prunella.storage import check_root_is_there, open_patiently
 
-    if "://" not in root and not Path(root).is_dir():
-        raise ConfigError(f"--root {root}: no such folder; start an experiment with `prunella run --root {root}`")
+    check_root_is_there(root)
     return open_patiently(absolute(root))
 
 

@@ -403,8 +403,7 @@ def _require(is_met: bool, key: str, expected: str, found: object) -> None:
 
 def _check(table: object, name: str, *, names: tuple[str, ...], least: float = -math.inf, above: float = -math.inf) -> None:
     """Numbers of one table that are bounded alike: finite, at least `least`, more than `above`. None does not apply."""
-    bounds = ((least, f"at least {least:g}"), (above, f"more than {above:g}"))
-    expected = next((words for bound, words in bounds if math.isfinite(bound)), "a number")
+    expected = f"at least {least:g}" if math.isfinite(least) else f"more than {above:g}"
     for key in names:
         found = getattr(table, key)
         is_met = found is None or (math.isfinite(found) and found >= least and found > above)

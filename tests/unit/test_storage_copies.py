@@ -4,12 +4,11 @@ import errno
 import hashlib
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from buckets import Bucket, big_file, moto_bucket, set_in_environment
+from buckets import big_file
 from prunella.errors import StorageUnavailable
 from prunella.storage import Content, S3Store, with_local_file
 from prunella.storage.cache import ObjectCache
@@ -17,17 +16,10 @@ from prunella.storage.cache import ObjectCache
 MIB = 2**20
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[Bucket]:
-    with moto_bucket() as made, set_in_environment(made.environment):
-        yield made
-
-
 @pytest.fixture
-def store(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3Store:
-    """A store under a prefix of its own."""
-    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path / "scratch"))
-    return S3Store(f"{bucket.root}/{tmp_path.name}")
+def store(bucket_store: S3Store) -> S3Store:
+    """The store in a bucket."""
+    return bucket_store
 
 
 def test_an_object_is_fetched_once(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import EndpointConnectionError
 
-from buckets import Bucket, big_file, moto_bucket, set_in_environment
+from buckets import Bucket, big_file, set_in_environment
 from fault_proxy import Schedule, fault_proxy
 from prunella.config import StorageConfig
 from prunella.errors import KeyExists, StorageUnavailable
@@ -26,17 +26,10 @@ MIB = 2**20
 PATIENCE = StorageConfig(retry_s=10.0, first_delay_s=0.001, max_delay_s=0.002)
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[Bucket]:
-    with moto_bucket() as made, set_in_environment(made.environment):
-        yield made
-
-
 @pytest.fixture
-def store(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3Store:
-    """A store under a prefix of its own, with nothing between it and its server."""
-    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path / "scratch"))
-    return S3Store(f"{bucket.root}/{tmp_path.name}")
+def store(bucket_store: S3Store) -> S3Store:
+    """The store in a bucket, with nothing between it and its server."""
+    return bucket_store
 
 
 @dataclass(frozen=True)

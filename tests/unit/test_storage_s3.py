@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,24 +10,17 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from buckets import Bucket, big_file, moto_bucket, set_in_environment
+from buckets import Bucket, big_file
 from prunella.errors import ConfigError, KeyExists, KeyMissing, PrunellaError, StorageFull, StorageUnavailable
 from prunella.storage import Content, S3Store, open_store, prove_root
 
 MIB = 2**20
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[Bucket]:
-    with moto_bucket() as made, set_in_environment(made.environment):
-        yield made
-
-
 @pytest.fixture
-def store(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3Store:
-    """A store under a prefix of its own."""
-    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path / "scratch"))
-    return S3Store(f"{bucket.root}/{tmp_path.name}")
+def store(bucket_store: S3Store) -> S3Store:
+    """The store in a bucket."""
+    return bucket_store
 
 
 # ------------------------------------------------------------------------------------------------ promises

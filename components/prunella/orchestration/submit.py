@@ -25,7 +25,7 @@ from prunella.model.expert_layout import expert_parallel_size
 from prunella.orchestration.advance import next_cron_ns
 from prunella.recipes import recipe as recipe_named
 from prunella.records import ExperimentRecord, NodeRef
-from prunella.storage import create_root, open_patiently, prove_root
+from prunella.storage import check_root_is_there, create_root, open_patiently, prove_root
 from prunella.training_segment.split import split_batch
 
 #: Files, globs and folders that new experiments train on where no configuration says otherwise, as a shell would list them.
@@ -139,8 +139,7 @@ def find_experiment(root: str, name: str | None) -> Ledger:
     Raises:
         ConfigError: there is none, or several and none was named.
     """
-    if "://" not in root and not Path(root).is_dir():
-        raise ConfigError(f"--root {root}: no such folder; start an experiment with `prunella run --root {root}`")
+    check_root_is_there(root)
     names = list_experiments(open_patiently(root))
     if not names:
         raise ConfigError(f"--root {root}: no experiment here; start one with `prunella run --root {root}`")

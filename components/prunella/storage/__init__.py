@@ -25,6 +25,7 @@ __all__ = [
     "Wait",
     "WrappedStore",
     "check_key",
+    "check_root_is_there",
     "create_root",
     "open_patiently",
     "open_store",
@@ -54,6 +55,16 @@ def open_store(root: str) -> Store:
 def open_patiently(root: str, settings: StorageConfig | None = None) -> RetryingStore:
     """The store behind a `--root`, behind retries. Raises as `open_store`."""
     return RetryingStore(open_store(root), settings or StorageConfig())
+
+
+def check_root_is_there(root: str) -> None:
+    """Return quietly where a folder root is a folder; a bucket is asked when it is used.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if "://" not in root and not Path(root).is_dir():
+        raise ConfigError(f"--root {root}: no such folder; start an experiment with `prunella run --root {root}`")
 
 
 def create_root(root: str) -> None:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from buckets import moto_bucket, set_in_environment
 from prunella.data.manifest import (
     DatasetManifest,
     Quarantined,
@@ -22,7 +21,6 @@ from prunella.data.reader import TokenReader, check_sha256, load_tokenizer
 from prunella.errors import ConfigError, DataCorrupt
 from prunella.faults import flip_byte
 from prunella.records import FileEntry, to_bytes
-from prunella.storage import S3Store
 
 FINGERPRINT = "0123456789abcdef"
 TOKENS = np.arange(1000, 1100)
@@ -189,14 +187,6 @@ def test_a_flipped_byte_is_found_before_a_token_of_its_shard_is_used(store):
         reader.sequence(5, 8)
 
     assert caught.value.shard == 1
-
-
-@pytest.fixture
-def bucket_store(tmp_path, monkeypatch):
-    """A store in a bucket, whose local copies lie where a test can damage them."""
-    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path / "scratch"))
-    with moto_bucket() as bucket, set_in_environment(bucket.environment):
-        yield S3Store(f"{bucket.root}/{tmp_path.name}")
 
 
 def flip_in_copy(store, key):
