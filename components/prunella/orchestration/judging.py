@@ -97,13 +97,18 @@ def gather(ledger: Ledger, attempt: AttemptOpened) -> Evidence:
     )
 
 
+def validation_at_opening(checkpoint: str) -> str:
+    """Under what name an attempt has a checkpoint judged that it may resume from, beside that of its own last one."""
+    return f"{Stage.CHECKPOINT_VALIDATION}-{checkpoint}"
+
+
 def _judged_at_opening(ledger: Ledger, attempt: AttemptOpened) -> tuple[OlderCheckpoint, ...]:
     """Checkpoints of earlier attempts that this one had judged when it looked for its resume point, newest first."""
     found = []
     for manifest in recent_checkpoints(ledger, attempt.segment):
         if (manifest.segment, manifest.attempt) >= (attempt.segment, attempt.attempt):
             continue
-        key = ledger.record_key(attempt.segment, attempt.attempt, f"{Stage.CHECKPOINT_VALIDATION}-{manifest.name}")
+        key = ledger.record_key(attempt.segment, attempt.attempt, validation_at_opening(manifest.name))
         record = ledger.find_stage_record(ValidationRecord, key)
         if record is not None:
             found.append(OlderCheckpoint(step=manifest.step, record=record))

@@ -21,7 +21,7 @@ from prunella.launch import handle as handles
 from prunella.ledger import Ledger
 from prunella.orchestration.ask_stage import Asking, Unlaunchable, ask
 from prunella.orchestration.claim import SegmentRun, addressed
-from prunella.orchestration.judging import settle
+from prunella.orchestration.judging import settle, validation_at_opening
 from prunella.records import (
     AttemptOpened,
     CheckpointRef,
@@ -252,7 +252,7 @@ def _passes(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened, ref: Checkp
     known = ledger.validation(ref.name)
     if known is not None:
         return known.verdict is Verdict.ACCEPTED
-    record = validate(ledger, run, attempt, ref, name=f"checkpoint_validation-{ref.name}")
+    record = validate(ledger, run, attempt, ref, name=validation_at_opening(ref.name))
     if not isinstance(record, ValidationRecord):
         why = record.failure.message if record is not None and record.failure is not None else "its validation left no record"
         raise PrunellaError(f"checkpoint {ref.name} could not be judged ({why}); not seen is not rejected")
