@@ -43,10 +43,18 @@ def test_pages_listen_on_this_machine_only(airflow: LiveAirflow) -> None:
     services = [psutil.Process(pid) for pid in airflow.supervisor.pids.values()]
     processes = [process for service in services for process in (service, *service.children(recursive=True))]
 
-    sockets = [socket for process in processes for socket in process.net_connections("inet")]
-    addresses = {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
+    addresses = {address for process in processes for address in listens_on(process)}
 
     assert addresses == {"127.0.0.1"}
+
+
+def listens_on(process: psutil.Process) -> set[str]:
+    """The addresses that a process listens on; none where it has ended since it was listed."""
+    try:
+        sockets = process.net_connections("inet")
+    except psutil.NoSuchProcess:
+        return set()
+    return {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
 
 
 @pytest.mark.slow
