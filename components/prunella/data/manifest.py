@@ -2,7 +2,9 @@
 
 Decides where each part of a data set lies and when one exists: its manifest, written last, exists. Trusts nothing that was
 read before its sha256 was checked. Never writes; data prep does. A manifest holds no time and no machine, so that the same
-corpus always gives the same bytes. Needs the standard library only: Airflow's side reads it too.
+files always give the same bytes. It also counts the copies of documents and names what could not be read, neither of which
+reaches a token or the fingerprint: files with the same documents can have one fingerprint and different manifests. Needs the
+standard library only: Airflow's side reads it too.
 
     datasets/<fingerprint>/manifest.json  tokenizer.json  train-00000.bin ...  heldout-00000.bin ...
 """
@@ -23,7 +25,7 @@ REBUILD = "run data prep again as a repair (the healing loop does so by itself):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quarantined:
-    """An input that could not be read and was left out. `path` names file, and line where there is one."""
+    """An input that could not be read and was left out. `path` names file, and line or row where there is one."""
 
     path: str
     reason: str

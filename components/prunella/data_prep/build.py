@@ -52,7 +52,7 @@ def build_dataset(
 
     Raises:
         ConfigError: the tokenizer does not fit the model.
-        DataCorrupt: what was rebuilt is not what was committed before.
+        DataCorrupt: what was rebuilt is not what was committed before, or the corpus changed meanwhile.
     """
     if inspection.manifest is not None:
         _repair(store, survey, config, inspection, inspection.manifest)
@@ -68,7 +68,9 @@ def _commit_manifest(store: Store, manifest: DatasetManifest, manifest_sha256: s
     if manifest_sha256 not in (None, found):
         raise DataCorrupt(
             f"{key}: rebuilt with sha256 {found}, the experiment recorded {manifest_sha256}: the corpus is not what it was; "
-            "restore it, or start a new experiment in a new root"
+            f"its documents are, but the manifest also counts copies of them (found {manifest.duplicates}) and names what "
+            f"cannot be read (found {len(manifest.quarantined)}); remove what was added since, bring back what was removed, "
+            "or start a new experiment in a new root"
         )
     try:
         store.put_new(key, data)

@@ -1,16 +1,19 @@
 """What the documents of a corpus are: read, cleaned of exact duplicates, cut at `data.max_bytes`.
 
-A text file is one document, a JSONL line or a Parquet row is one; empty ones are none. What cannot be read is quarantined
-(counted, named, left out) or ends the preparation, by `data.on_bad_input`; it is never skipped in silence. The same corpus
-gives the same documents in the same order every time: both passes of the preparation rely on that.
+A text file is one document, a JSONL line or a Parquet row is one; empty ones are none. What cannot be read, and what is null
+where text should be, is quarantined (counted, named, left out) or ends the preparation, by `data.on_bad_input`; it is never
+skipped in silence. Of a damaged Parquet file nothing is taken. The same corpus gives the same documents in the same order
+every time: all passes of the preparation rely on that.
 """
 
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,11 +21,12 @@ import pyarrow.parquet as pq
 from prunella.config import DataConfig, OnBadInput
 from prunella.data.manifest import Quarantined
 from prunella.data_prep.sources import Source
-from prunella.errors import ConfigError
+from prunella.errors import ConfigError, DataCorrupt
 
 logger = logging.getLogger(__name__)
 
 _TextOrRefusal = Iterator[str | Quarantined]
+_BROKEN_PARQUET = (OSError, pa.ArrowException, UnicodeDecodeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ def read_documents(corpus: Corpus, left_out: LeftOut) -> Iterator[Document]:
 
     Raises:
         ConfigError: something cannot be read and `data.on_bad_input` is `error`.
+        DataCorrupt: a Parquet file changed while it was read.
     """
     seen: set[bytes] = set()
     left_bytes = corpus.settings.max_bytes
@@ -91,8 +96,8 @@ def _refuse(bad: Quarantined, on_bad_input: OnBadInput) -> None:
 
 
 def _texts_of(source: Source, settings: DataConfig) -> _TextOrRefusal:
-    if not source.is_file():
-        yield Quarantined(path=source.label, reason="expected a regular file that can be read")
+    if (problem := source.problem()) is not None:
+        yield Quarantined(path=source.label, reason=problem)
         return
     readers: dict[str, Callable[[Source, DataConfig], _TextOrRefusal]] = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
     yield from readers.get(source.suffix.lower(), _read_text)(source, settings)
@@ -133,18 +138,49 @@ def _text_of_line(line: bytes, field_name: str, where: str) -> str | Quarantined
 
 
 def _read_parquet(source: Source, settings: DataConfig) -> _TextOrRefusal:
+    """Reads every row before it yields the first: a file is either whole, or left out whole."""
     column = settings.parquet_column
     try:
-        with source.use(pq.ParquetFile) as file:
-            names = file.schema_arrow.names
-            if column not in names or not _is_text(file.schema_arrow.field(column).type):
-                reason = f"no column {column!r} of text (data.parquet_column); columns: {', '.join(names)}"
-                yield Quarantined(path=source.label, reason=reason)
+        with source.use(_open_natively) as opened, pq.ParquetFile(opened) as file:
+            if (problem := _problem_of_columns(file.schema_arrow, column)) is not None:
+                yield Quarantined(path=source.label, reason=problem)
                 return
             for batch in file.iter_batches(columns=[column]):
-                yield from (text or "" for text in batch.column(0).to_pylist())
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+                batch.column(0).validate(full=True)
+            yield from _rows(file, column, source.label)
+    except _BROKEN_PARQUET as error:
         yield Quarantined(path=source.label, reason=f"broken Parquet: {error}")
+
+
+def _open_natively(path: Path) -> Any:
+    """The file as pyarrow reads it. Named in bytes: pyarrow would encode a name as UTF-8, which not every name is."""
+    return pa.OSFile(os.fsencode(path))
+
+
+def _rows(file: pq.ParquetFile, column: str, label: str) -> _TextOrRefusal:
+    """Texts of a file whose rows could all be read. Rows count from 1, as the lines of a JSONL file."""
+    reason = f"no text in column {column!r} (data.parquet_column), but null"
+    texts = (text for batch in file.iter_batches(columns=[column]) for text in batch.column(0).to_pylist())
+    row = 0
+    try:
+        for row, text in enumerate(texts, start=1):
+            yield Quarantined(path=f"{label}:{row}", reason=reason) if text is None else text
+    except _BROKEN_PARQUET as error:
+        raise DataCorrupt(
+            f"{label}: the corpus changed while it was read: all rows could be read, and then only {row} ({error}); "
+            "leave the corpus alone and run again"
+        ) from error
+
+
+def _problem_of_columns(schema: pa.Schema, column: str) -> str | None:
+    """Why these are not the columns of a file with exactly one of text that is called `column`, or None."""
+    names = ", ".join(schema.names)
+    n_columns = schema.names.count(column)
+    if n_columns > 1:
+        return f"expected one column {column!r} (data.parquet_column), found {n_columns}; columns: {names}"
+    if not n_columns or not _is_text(schema.field(column).type):
+        return f"no column {column!r} of text (data.parquet_column); columns: {names}"
+    return None
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -1,4 +1,4 @@
-"""How far the tokenisation is: a bar on a terminal, an event every few seconds elsewhere."""
+"""How far a pass over the corpus is: a bar on a terminal, an event every few seconds elsewhere."""
 
 import contextlib
 import logging
@@ -16,14 +16,19 @@ _EVENT_INTERVAL_S = 5.0
 
 
 @contextlib.contextmanager
-def show_progress(total_bytes: int) -> Iterator[Callable[[int], None]]:
-    """Yields the function that takes in how many bytes of text were done since its last call."""
+def show_progress(activity: str, total_bytes: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Yields the function that takes in how many bytes of text were done since its last call.
+
+    Args:
+        activity: what is done, a noun: the name of the bar and of the events.
+        total_bytes: None where nobody can know before the end.
+    """
     if sys.stderr.isatty():
         with _bar() as bar:
-            task = bar.add_task("tokenising", total=total_bytes)
+            task = bar.add_task(activity, total=total_bytes)
             yield lambda size_bytes: bar.advance(task, size_bytes)
     else:
-        yield _events(total_bytes)
+        yield _events(activity, total_bytes)
 
 
 def _bar() -> Progress:
@@ -31,7 +36,7 @@ def _bar() -> Progress:
     return Progress(*columns, console=Console(stderr=True))
 
 
-def _events(total_bytes: int) -> Callable[[int], None]:
+def _events(activity: str, total_bytes: int | None) -> Callable[[int], None]:
     done_bytes, last_s = 0, time.monotonic()
 
     def advance(size_bytes: int) -> None:
@@ -39,6 +44,7 @@ def _events(total_bytes: int) -> Callable[[int], None]:
         done_bytes += size_bytes
         if time.monotonic() - last_s >= _EVENT_INTERVAL_S:
             last_s = time.monotonic()
-            logger.info("tokenisation_progressed done_bytes=%s total_bytes=%s", done_bytes, total_bytes)
+            total = "unknown" if total_bytes is None else total_bytes
+            logger.info("%s_progressed done_bytes=%s total_bytes=%s", activity, done_bytes, total)
 
     return advance

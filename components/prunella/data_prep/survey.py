@@ -2,22 +2,24 @@
 
 A document is held out by its hash alone, so adding documents never moves another from one split to the other. Where chance
 holds out none, the document with the smallest hash is taken. The fingerprint covers document hashes in order and every
-setting that reaches the tokens; it leaves out paths, workers and time.
+setting that reaches the tokens; it leaves out paths, workers and time. Whoever reads the corpus after this pass does so
+through `read_again`, so that one fingerprint means one tokenizer and one stream of tokens.
 """
 
 import hashlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import tokenizers
 
 from prunella.codec import canonical_json
 from prunella.config import Config
 from prunella.data.manifest import HELDOUT, TRAIN, Quarantined
-from prunella.data_prep.documents import Corpus, LeftOut, read_documents
-from prunella.data_prep.sources import resolve_inputs
-from prunella.errors import ConfigError
+from prunella.data_prep.documents import Corpus, Document, LeftOut, read_documents
+from prunella.data_prep.progress import show_progress
+from prunella.data_prep.sources import locate, resolve_inputs
+from prunella.errors import ConfigError, DataCorrupt
 from prunella.storage import Store
 
 logger = logging.getLogger(__name__)
@@ -57,7 +59,7 @@ def take_survey(config: Config, store: Store) -> Survey:
     loaded_tokenizer = _read_tokenizer(config.data.tokenizer)
     corpus = Corpus(sources=resolve_inputs(config.data.inputs, store), settings=config.data)
     left_out = LeftOut()
-    sizes = {document.sha256: document.size_bytes for document in read_documents(corpus, left_out)}
+    sizes = _sizes(corpus, left_out)
     _report(left_out, len(sizes))
     _require_documents(len(sizes), left_out, config)
     heldout = choose_heldout(tuple(sizes), config.data.heldout_fraction)
@@ -72,6 +74,40 @@ def take_survey(config: Config, store: Store) -> Survey:
         quarantined=tuple(left_out.quarantined),
         loaded_tokenizer=loaded_tokenizer,
     )
+
+
+def _sizes(corpus: Corpus, left_out: LeftOut) -> dict[bytes, int]:
+    """Bytes of each distinct document by its sha256, in order. How many there are in all is known at the end."""
+    sizes: dict[bytes, int] = {}
+    with show_progress("survey") as advance:
+        for document in read_documents(corpus, left_out):
+            sizes[document.sha256] = document.size_bytes
+            advance(document.size_bytes)
+    return sizes
+
+
+def read_again(survey: Survey) -> Iterator[Document]:
+    """The surveyed documents in order, each proven to be the one that the fingerprint counts. A reader may stop early.
+
+    Raises:
+        ConfigError: as `read_documents`.
+        DataCorrupt: the corpus is no longer the one that was surveyed.
+    """
+    left_out, count = LeftOut(), 0
+    for document in read_documents(survey.corpus, left_out):
+        if count >= len(survey.hashes) or document.sha256 != survey.hashes[count]:
+            raise _changed(survey, left_out, f"document {count} of {len(survey.hashes)} (from 0) is another one")
+        yield document
+        count += 1
+    if count != len(survey.hashes):
+        raise _changed(survey, left_out, f"expected {len(survey.hashes)} documents, found {count}")
+
+
+def _changed(survey: Survey, left_out: LeftOut, what: str) -> DataCorrupt:
+    """Names what cannot be read since the survey, where there is such: most often the cause."""
+    known = set(survey.quarantined)
+    new = next((f" ({bad.path}: {bad.reason})" for bad in left_out.quarantined if bad not in known), "")
+    return DataCorrupt(f"the corpus changed while it was read: {what}{new}; leave the corpus alone and run again")
 
 
 def choose_heldout(hashes: tuple[bytes, ...], fraction: float) -> frozenset[bytes]:
@@ -103,8 +139,9 @@ def fingerprint(config: Config, hashes: tuple[bytes, ...], loaded_tokenizer: byt
 def _read_tokenizer(name: str | None) -> bytes | None:
     if name is None:
         return None
+    path, _ = locate("data.tokenizer", name)
     try:
-        return Path(name).expanduser().read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise ConfigError(
             f"data.tokenizer: {name!r}: {error.strerror}; give the path of a tokenizer.json, or none to train one"

@@ -13,11 +13,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from prunella.data.dtypes import DTYPES
-from prunella.data_prep.documents import Document, LeftOut, read_documents
+from prunella.data_prep.documents import Document
 from prunella.data_prep.progress import show_progress
 from prunella.data_prep.shards import ShardJob, Tokens
-from prunella.data_prep.survey import Survey
-from prunella.errors import DataCorrupt
+from prunella.data_prep.survey import Survey, read_again
 
 #: Text handed to a thread at once. Source: own choice 2026-11: about 0.2 s of work, far above the cost of handing over.
 _BATCH_BYTES = 262_144
@@ -56,7 +55,7 @@ def run_jobs(survey: Survey, encoder: Encoder, jobs: list[ShardJob], *, workers:
     """
     if all(job.is_done for job in jobs):
         return
-    with show_progress(survey.size_bytes) as advance:
+    with show_progress("tokenisation", survey.size_bytes) as advance:
         wanted = _wanted(_placed(survey), jobs, advance)
         for placed, tokens in _encoded(wanted, encoder, workers):
             for job in jobs:
@@ -80,16 +79,10 @@ def _wanted(documents: Iterator[_Placed], jobs: list[ShardJob], advance: Callabl
 
 def _placed(survey: Survey) -> Iterator[_Placed]:
     numbers: Counter[str] = Counter()
-    count = 0
-    for document in read_documents(survey.corpus, LeftOut()):
-        if count >= len(survey.hashes) or document.sha256 != survey.hashes[count]:
-            raise DataCorrupt(f"document {count} of the corpus changed while it was read; leave the corpus alone and run again")
+    for document in read_again(survey):
         split = survey.split_of(document.sha256)
         yield _Placed(document, split, numbers[split])
         numbers[split] += 1
-        count += 1
-    if count != len(survey.hashes):
-        raise DataCorrupt(f"the corpus shrank from {len(survey.hashes)} to {count} documents while it was read; run again")
 
 
 def _encoded(documents: Iterator[_Placed], encoder: Encoder, workers: int) -> Iterator[tuple[_Placed, Tokens]]:

@@ -5,7 +5,7 @@ fingerprint. It sees training documents only, so nothing held out leaks into the
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -14,8 +14,8 @@ from prunella.config import Config
 from prunella.data.dtypes import DTYPES
 from prunella.data.manifest import TRAIN
 from prunella.data.tokenizer import END_OF_TEXT_NAMES, count_ids, end_of_text_id, parse_tokenizer
-from prunella.data_prep.documents import LeftOut, read_documents
-from prunella.data_prep.survey import Survey
+from prunella.data_prep.progress import show_progress
+from prunella.data_prep.survey import Survey, read_again
 from prunella.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ def make_tokenizer(survey: Survey, config: Config) -> bytes:
 
     Raises:
         ConfigError: the loaded file is no tokenizer, lacks an end-of-text token, or has more ids than the model.
+        DataCorrupt: the corpus is no longer the one that was surveyed.
     """
     if survey.loaded_tokenizer is None:
         return _train(survey, config)
@@ -62,17 +63,21 @@ def _train(survey: Survey, config: Config) -> bytes:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_training_texts(survey), trainer)
+    size_bytes = min(config.data.tokenizer_train_bytes, survey.size_bytes - survey.heldout_bytes)
+    logger.info("tokenizer_training_started size_bytes=%s", size_bytes)
+    with show_progress("vocabulary", size_bytes) as advance:
+        tokenizer.train_from_iterator(_training_texts(survey, advance), trainer)
     logger.info("tokenizer_trained ids=%s asked=%s", count_ids(tokenizer), config.model.vocab_size)
     return str(tokenizer.to_str()).encode()
 
 
-def _training_texts(survey: Survey) -> Iterator[str]:
-    """Training documents in order, the last one cut, up to `data.tokenizer_train_bytes`."""
+def _training_texts(survey: Survey, advance: Callable[[int], None]) -> Iterator[str]:
+    """Training documents in order, the last one cut, up to `data.tokenizer_train_bytes`. Tells `advance` what it gives away."""
     left_bytes = survey.corpus.settings.tokenizer_train_bytes
-    for document in read_documents(survey.corpus, LeftOut()):
+    for document in read_again(survey):
         if survey.split_of(document.sha256) != TRAIN:
             continue
+        advance(min(document.size_bytes, left_bytes))
         if document.size_bytes >= left_bytes:
             yield document.text.encode()[:left_bytes].decode(errors="ignore")
             return

@@ -6,6 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from prunella.config import DataConfig
+from prunella.data_prep.documents import Corpus, LeftOut, read_documents
+from prunella.data_prep.sources import resolve_inputs
 from prunella.data_prep.vocabulary import dtype_for
 from prunella.errors import Cause, ConfigError
 
@@ -90,6 +93,16 @@ def broken_link(folder):
     return "bad.txt", "expected a regular file"
 
 
+def link_to_a_name_too_long(folder):
+    (folder / "bad.txt").symlink_to("n" * 300)
+    return "bad.txt", "cannot be looked at: File name too long"
+
+
+def name_that_is_no_utf8(folder):
+    (folder / os.fsdecode(b"bad\xe9.txt")).write_bytes(b"\xff")
+    return "bad\\xe9.txt", "not UTF-8 at byte 0"
+
+
 def pipe(folder):
     os.mkfifo(folder / "bad.txt")
     return "bad.txt", "expected a regular file"
@@ -145,6 +158,17 @@ def column_of_numbers(folder):
     return "bad.parquet", "no column 'text' of text"
 
 
+def two_columns_of_one_name(folder):
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(table, folder / "bad.parquet")
+    return "bad.parquet", "expected one column 'text' (data.parquet_column), found 2"
+
+
+def null_for_text(folder):
+    pq.write_table(pa.table({"text": ["one text", None, ""]}), folder / "bad.parquet")
+    return "bad.parquet:2", "no text in column 'text' (data.parquet_column), but null"
+
+
 def damaged_parquet(folder):
     path = folder / "bad.parquet"
     pq.write_table(pa.table({"text": [f"text number {n} " * 20 for n in range(2000)]}), path)
@@ -157,6 +181,8 @@ def damaged_parquet(folder):
 BAD = [
     bad_text,
     broken_link,
+    link_to_a_name_too_long,
+    name_that_is_no_utf8,
     pipe,
     broken_json,
     deep_json,
@@ -168,6 +194,8 @@ BAD = [
     no_parquet,
     other_column,
     column_of_numbers,
+    two_columns_of_one_name,
+    null_for_text,
     damaged_parquet,
 ]
 
@@ -207,6 +235,25 @@ def test_a_file_without_permission_is_quarantined(open_on, corpus):
     experiment.prepare()
 
     assert "Permission denied" in experiment.manifest().quarantined[0].reason
+
+
+def test_of_a_parquet_file_that_is_damaged_further_on_nothing_is_taken(store, tmp_path):
+    """In its second group of rows: the first alone is larger than what is read at once."""
+    path = tmp_path / "bad.parquet"
+    pq.write_table(pa.table({"text": [f"text number {n}" for n in range(140_000)]}), path, row_group_size=70_000)
+    chunk = pq.read_metadata(path).row_group(1).column(0)
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start : start + 300] = b"\xff" * 300
+    path.write_bytes(data)
+    corpus, left_out = Corpus(sources=resolve_inputs((str(path),), store), settings=DataConfig()), LeftOut()
+
+    documents = list(read_documents(corpus, left_out))
+
+    assert documents == []
+    [quarantined] = left_out.quarantined
+    assert quarantined.path == str(path)
+    assert "broken Parquet" in quarantined.reason
 
 
 def test_quarantine_does_not_change_the_tokens(open_on, corpus):

@@ -1,4 +1,4 @@
-"""How far the tokenisation is, for a person and for a log."""
+"""How far a pass over the corpus is, for a person and for a log."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from prunella.data_prep import progress
 
 _PROGRAM = """
 from prunella.data_prep.progress import show_progress
-with show_progress(3000000) as advance:
+with show_progress("tokenisation", 3000000) as advance:
     for _ in range(3):
         advance(1000000)
 """
@@ -32,7 +32,7 @@ def test_a_terminal_shows_a_bar_that_ends_full():
         shown = os.read(ours, 100_000).decode()
     os.close(ours)
 
-    assert "tokenising" in shown
+    assert "tokenisation" in shown
     assert "3.0/3.0 MB" in shown
     assert finished.stdout == b""
 
@@ -42,11 +42,27 @@ def test_elsewhere_an_event_comes_every_few_seconds(monkeypatch, caplog):
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(seconds)))  # its clock, and nobody else's
     monkeypatch.setattr(logging.getLogger("prunella"), "propagate", True)
 
-    with caplog.at_level(logging.INFO, logger="prunella"), progress.show_progress(300) as advance:
+    with caplog.at_level(logging.INFO, logger="prunella"), progress.show_progress("tokenisation", 300) as advance:
         for _ in range(3):
             advance(100)
 
     assert caplog.messages == ["tokenisation_progressed done_bytes=200 total_bytes=300"]
+
+
+def test_every_pass_over_the_corpus_says_how_far_it_is(experiment, monkeypatch, caplog):
+    monkeypatch.setattr(progress, "_EVENT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(logging.getLogger("prunella"), "propagate", True)
+
+    with caplog.at_level(logging.INFO, logger="prunella"):
+        experiment.prepare()
+
+    events = [message.split()[0] for message in caplog.messages]
+    surveyed, trained = events.index("corpus_surveyed"), events.index("tokenizer_trained")
+    assert "survey_progressed" in events[:surveyed]
+    assert {"tokenizer_training_started", "vocabulary_progressed"} <= set(events[surveyed:trained])
+    assert "tokenisation_progressed" in events[trained:]
+    assert "total_bytes=unknown" in caplog.messages[events.index("survey_progressed")]
+    assert "vocabulary_progressed done_bytes=5000 total_bytes=5000" in caplog.messages
 
 
 def test_an_output_that_is_no_terminal_gets_no_bar():

@@ -1,13 +1,17 @@
 """Which files a corpus consists of."""
 
+import glob
+import os
 import sysconfig
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from prunella.config import DataConfig
 from prunella.data_prep.documents import Corpus, LeftOut, read_documents
-from prunella.data_prep.sources import check_inputs, resolve_inputs
+from prunella.data_prep.sources import check_inputs, places, resolve_inputs
 from prunella.errors import ConfigError
 
 
@@ -40,6 +44,91 @@ def test_a_file_whose_name_looks_like_a_glob_is_itself(store, tree):
     (tree / "what[1].txt").write_text("text")
 
     assert labels(store, f"{tree}/what[1].txt") == [f"{tree}/what[1].txt"]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["**", "**/*.txt", "./**/*.txt", "a/**", "**/b/*", "*/**/*.md", "[a]/**/*", "**/**/*.txt", "**/.git/config", "**/.hidden"],
+)
+def test_without_links_a_glob_means_what_it_means_to_python(store, tree, monkeypatch, pattern):
+    monkeypatch.chdir(tree)
+
+    found = labels(store, pattern)
+
+    assert found == sorted({path for path in glob.glob(pattern, recursive=True) if Path(path).is_file()})
+    assert found
+
+
+def test_what_lies_below_a_linked_folder_is_part_of_the_corpus(store, tree, tmp_path):
+    write(tmp_path / "outside", "x.txt", "deep/y.txt")
+    (tree / "link").symlink_to(tmp_path / "outside")
+
+    assert labels(store, f"{tree}") == [
+        f"{tree}/{name}" for name in ("a/b/c.md", "a/z.txt", "b.txt", "d.jsonl", "link/deep/y.txt", "link/x.txt")
+    ]
+    assert labels(store, f"{tree}/**/*.txt") == [
+        f"{tree}/{name}" for name in ("a/z.txt", "b.txt", "link/deep/y.txt", "link/x.txt")
+    ]
+
+
+@pytest.mark.timeout(60)
+def test_links_in_circles_end_and_change_no_path(store, tree):
+    inputs = (f"{tree}", f"{tree}/**", f"{tree}/**/*.txt")
+    before = [labels(store, name) for name in inputs]
+
+    for name in ("0", "1", "a/0", "a/1", "a/b/0"):
+        (tree / name).symlink_to(tree)
+    (tree / "2").symlink_to(tree / "a")
+
+    assert [labels(store, name) for name in inputs] == before
+
+
+def test_a_folder_that_only_links_lead_to_comes_once_under_the_first_of_them(store, tree, tmp_path):
+    write(tmp_path / "outside", "x.txt")
+    (tmp_path / "outside" / "back").symlink_to(tree)
+    for name in ("y", "x", "w/deeper"):
+        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).symlink_to(tmp_path / "outside")
+
+    found = [name for name in labels(store, f"{tree}") if name.endswith("x.txt")]
+
+    assert found == [f"{tree}/w/deeper/x.txt"]
+
+
+def write(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root lists everything")
+def test_a_folder_that_cannot_be_listed_is_no_silent_gap(store, tree):
+    (tree / "a").chmod(0)
+
+    try:
+        found = [labels(store, name) for name in (f"{tree}", f"{tree}/**/*.txt")]
+    finally:
+        (tree / "a").chmod(0o700)
+
+    assert found == [[f"{tree}/{name}" for name in names] for names in (("a", "b.txt", "d.jsonl"), ("a", "b.txt"))]
+
+
+def test_a_name_that_is_no_utf8_is_opened_as_it_is_and_printed_with_its_bytes(store, tmp_path):
+    folder = tmp_path / "corpus"
+    write(folder, "one.txt", "two.jsonl")
+    (folder / "two.jsonl").write_text('{"text": "two.jsonl"}')
+    pq.write_table(pa.table({"text": ["three.parquet"]}), folder / "three.parquet")
+    for path in sorted(folder.iterdir()):
+        path.rename(folder / os.fsdecode(b"\xe9" + path.suffix.encode()))
+    left_out = LeftOut()
+
+    corpus = Corpus(sources=resolve_inputs((str(folder),), store), settings=DataConfig())
+    texts = [document.text for document in read_documents(corpus, left_out)]
+
+    assert texts == ["two.jsonl", "three.parquet", "one.txt"]
+    assert [source.label for source in corpus.sources] == [f"{folder}/\\xe9.{kind}" for kind in ("jsonl", "parquet", "txt")]
+    assert labels(store, f"{folder}/*.txt") == [f"{folder}/\\xe9.txt"]
+    assert left_out.quarantined == []
 
 
 def test_inputs_come_from_the_object_store_too(store):
@@ -110,6 +199,42 @@ def test_a_corpus_that_cannot_be_one_is_refused_before_anything_is_read(store, t
         check_inputs(DataConfig(inputs=(str(tmp_path / "nothing"),)), store)
     with pytest.raises(ConfigError, match="no such file; give a tokenizer"):
         check_inputs(DataConfig(tokenizer=str(tmp_path / "tokenizer.json")), store)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("n" * 300, "File name too long"),
+        ("~nobody-of-that-name/corpus", "Could not determine home directory"),
+        ("nul\0", ".*embedded null.*"),
+    ],
+    ids=["too long", "unknown user", "impossible"],
+)
+def test_what_cannot_be_looked_at_is_refused_before_anything_is_recorded(store, name, reason):
+    with pytest.raises(ConfigError, match=rf"^data\.inputs: .* cannot be looked at: {reason}; correct data\.inputs"):
+        check_inputs(DataConfig(inputs=(name,)), store)
+    with pytest.raises(ConfigError, match=rf"^data\.tokenizer: .* cannot be looked at: {reason}; correct data\.tokenizer"):
+        check_inputs(DataConfig(tokenizer=name), store)
+
+    assert places(DataConfig(inputs=(name,), tokenizer=name)) == ()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root looks at everything")
+def test_what_lies_in_a_closed_folder_is_refused_before_anything_is_recorded(store, tree):
+    tree.chmod(0)
+
+    try:
+        with pytest.raises(ConfigError, match=r"cannot be looked at: Permission denied"):
+            check_inputs(DataConfig(inputs=(f"{tree}/b.txt",)), store)
+        assert places(DataConfig(inputs=(f"{tree}/b.txt",))) == ()
+    finally:
+        tree.chmod(0o700)
+
+
+def test_a_file_that_cannot_be_looked_at_does_not_condemn_its_folder(store, tree):
+    (tree / "0.txt").symlink_to("n" * 300)
+
+    check_inputs(DataConfig(inputs=(str(tree),)), store)
 
 
 def test_a_corpus_with_one_file_of_text_may_be_one(store, tree):

@@ -273,6 +273,18 @@ def test_a_damaged_or_lost_manifest_is_written_again(experiment, damage):
     assert experiment.files() == whole
 
 
+def test_a_lost_manifest_of_the_same_documents_and_another_copy_of_one_names_the_copy(experiment, corpus):
+    record = experiment.prepare()
+    experiment.path(f"datasets/{record.fingerprint}/manifest.json").unlink()
+    shutil.copy(corpus / "003.txt", corpus / "copy-of-003.txt")
+
+    with pytest.raises(DataCorrupt, match=r"also counts copies of them \(found 1\)"):
+        experiment.prepare()
+    (corpus / "copy-of-003.txt").unlink()
+
+    assert experiment.prepare().manifest_sha256 == record.manifest_sha256
+
+
 def test_a_damaged_shard_is_not_rebuilt_from_another_corpus(experiment, corpus):
     record = experiment.prepare()
     path = experiment.path(experiment_shard(record, 1))
