@@ -30,6 +30,8 @@ ODDS = {
 }
 DELAY_S = 0.2
 AWAY_S = 0.2
+#: A slow link: 2 MiB/s. The drips are drawn by no schedule, because they are no fault; a test asks for them.
+DRIP_BYTES, DRIP_S = 128 * 2**10, 0.06
 _ERROR = '<?xml version="1.0"?><Error><Code>{code}</Code><Message>a test asked for it</Message></Error>'
 _STATUS = {"500": (500, "InternalError"), "503": (503, "ServiceUnavailable"), "SlowDown": (503, "SlowDown")}
 _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
@@ -99,7 +101,7 @@ def _handler(upstream: str, schedule: Schedule) -> type[BaseHTTPRequestHandler]:
                 self.rfile.read(int(length * self.where))
                 self.hang_up()
                 return
-            body = self.rfile.read(length)
+            body = self.drip(length) if self.fault == "drip" else self.rfile.read(length)
             if self.fault == "delay":
                 time.sleep(DELAY_S)
             if self.fault in _STATUS:
@@ -109,6 +111,14 @@ def _handler(upstream: str, schedule: Schedule) -> type[BaseHTTPRequestHandler]:
                 self.answer(200, {"ETag": '"0"'}, b"")
             else:
                 self.forward(body)
+
+        def drip(self, length: int) -> bytes:
+            """Take what is sent as a slow link would."""
+            pieces = []
+            while left := length - sum(map(len, pieces)):
+                pieces.append(self.rfile.read(min(left, DRIP_BYTES)))
+                time.sleep(DRIP_S)
+            return b"".join(pieces)
 
         def forward(self, body: bytes) -> None:
             connection = HTTPConnection(upstream, timeout=30)

@@ -5,6 +5,9 @@ them with their sha256, and rank 0 ships the step records, looks at the token an
 never ahead of the last durable candidate by more than `checkpoint.max_unsaved_steps`.
 
 All ranks call every method with the same step in the same order; all of them see a save succeed or all see the same error.
+
+A save takes as long as the store takes, and nobody knows how long that is. So whoever waits for one is told of its signs of
+life: silence is then a sign that it is stuck.
 """
 
 import dataclasses
@@ -12,7 +15,9 @@ import logging
 import shutil
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 #: Saves of one candidate under `on_save_failure = "retry"`. Source: own choice 2026-11; a storage call is retried inside each.
 SAVE_TRIES = 3
+#: How often a save that is waited for is looked at, in seconds. Source: own choice 2026-11: a fraction of any limit on silence.
+LOOK_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +62,11 @@ class CheckpointWriter:
     """Writes the candidates of one attempt. One save is under way at a time.
 
     `durable_step` is the step of the newest candidate that every rank knows to be committed.
+
+    Args:
+        on_sign: called by the thread that waits for a save, at most every `LOOK_S`, while the save shows signs of life: tries
+            and parts of files on their way to the store, and what the ranks agree on. Told whether this rank has done its
+            part and waits for the others.
     """
 
     def __init__(
@@ -67,6 +79,7 @@ class CheckpointWriter:
         world_size: int,
         scratch: Path,
         switch: FaultSwitch | None = None,
+        on_sign: Callable[[bool], None] = lambda is_agreeing: None,
     ) -> None:
         self.durable_step = request.first_step - 1
         self._ledger = ledger
@@ -77,6 +90,9 @@ class CheckpointWriter:
         self._world_size = world_size
         self._scratch = scratch
         self._switch = switch
+        self._on_sign = on_sign
+        self._turns = 0
+        self._is_agreeing = False
         self._group = new_group()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -127,6 +143,7 @@ class CheckpointWriter:
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
+        self._stay_until_done(pending)
         try:
             pending.result()
         except PrunellaError as error:
@@ -157,7 +174,18 @@ class CheckpointWriter:
 
     def close(self) -> None:
         """End the thread after the save under way. Does not raise what that save raised."""
+        if self._pending is not None:
+            self._stay_until_done(self._pending)
         self._thread.shutdown(wait=True)
+
+    def _stay_until_done(self, pending: Future[None]) -> None:
+        """Wait for the thread, and tell of the signs of life that it gives."""
+        told: tuple[int, int, bool] | None = None
+        while not wait_for([pending], timeout=LOOK_S).done:
+            signs = (self._ledger.store.moves, self._turns, self._is_agreeing)
+            if signs != told:
+                told = signs
+                self._on_sign(signs[-1])
 
     @property
     def _max_unsaved(self) -> int:
@@ -184,14 +212,32 @@ class CheckpointWriter:
         name = f"{self._request.segment:04d}-{self._request.attempt:02d}-{self._index:04d}"
         folder = self._scratch / f"{name}-rank-{self._rank:05d}"
         try:
-            agree(self._group, lambda: self._write_shards(folder, job.tensors))
-            answers = agree(self._group, lambda: self._upload(name, folder, job))
-            agree(self._group, lambda: self._finish(name, folder, job, answers))
+            self._agree(lambda: self._write_shards(folder, job.tensors))
+            answers = self._agree(lambda: self._upload(name, folder, job))
+            self._agree(lambda: self._finish(name, folder, job, answers))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         self._ledger.store.limit_copies(self._ledger.checkpoints_prefix, newest=self._settings.keep_local)
         self._index += 1
         self._shipped_step = job.step
+
+    def _agree(self, work: Callable[[], Any]) -> list[Any]:
+        """As `agree`; whoever waits can see whether this rank works, or waits for the others."""
+
+        def own_part() -> Any:
+            try:
+                return work()
+            finally:
+                self._turn(is_agreeing=True)
+
+        try:
+            return agree(self._group, own_part)
+        finally:
+            self._turn(is_agreeing=False)
+
+    def _turn(self, *, is_agreeing: bool) -> None:
+        self._turns += 1
+        self._is_agreeing = is_agreeing
 
     def _write_shards(self, folder: Path, tensors: dict[str, Tensor]) -> None:
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)

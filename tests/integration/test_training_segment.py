@@ -24,6 +24,7 @@ from prunella.config import (
     CheckpointConfig,
     Config,
     ModelConfig,
+    OnSaveFailure,
     OptimConfig,
     Precision,
     StorageConfig,
@@ -51,7 +52,7 @@ from prunella.records import (
 )
 from prunella.scratch import attempt_scratch
 from prunella.storage import create_root
-from prunella.training_segment import stage
+from prunella.training_segment import agents, stage
 from prunella.training_segment.heartbeat import Heartbeat, read_heartbeat
 
 NODES = (NodeRef(name="node-0"), NodeRef(name="node-1"))
@@ -306,8 +307,29 @@ def _wait_for_step(scratch: Path, step: int) -> Heartbeat:
     return beat
 
 
+def test_signal_before_the_first_step_is_an_interruption_that_says_so(tmp_path: Path) -> None:
+    config = replace(TINY, training=replace(TINY.training, grace_s=0.1))
+    ledger = open_experiment(tmp_path, config=config)
+    threading.Thread(target=_sigterm_after_first_word, args=(ledger,), daemon=True).start()
+
+    record = stage.run(config, request_for(ledger, config=config))
+
+    assert (record.verdict, record.stopped_by, record.failure) == (Verdict.ACCEPTED, StopReason.SIGNAL, None)
+    assert (record.last_step, record.candidates, ledger.candidates(0, 0)) == (0, 0, [])
+    assert "before its first step, 1, had finished: nothing was trained and nothing is lost" in record.warnings[-1]
+    assert not any(living_ranks(ledger))
+
+
+def _sigterm_after_first_word(ledger: Ledger) -> None:
+    """A rank speaks before it imports anything slow, so that it trains nothing within a tenth of a second."""
+    scratch = attempt_scratch(ledger.store.root, "tiny", 0, 0, opened_ns=0)
+    while read_heartbeat(scratch, 0) is None:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_wall_clock_limit_finishes_the_step_and_saves(tmp_path: Path) -> None:
-    config = replace(TINY, training=replace(TINY.training, wall_clock_limit_s=0.0, grace_s=120.0))  # start-up counts here
+    config = replace(TINY, training=replace(TINY.training, wall_clock_limit_s=0.0))
     ledger = open_experiment(tmp_path, config=config)
 
     record = stage.run(config, request_for(ledger, config=config))
@@ -343,6 +365,38 @@ def test_fenced_launcher_stops_its_ranks_and_writes_nothing(tmp_path: Path) -> N
         stage.run(config, replace(request_for(ledger, config=config, last_step=5_000), total_steps=5_000))
 
     assert ledger.candidates(0, 0) == []
+
+
+def test_node_whose_agent_dies_before_the_ranks_meet_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = open_experiment(tmp_path)
+    whole = agents._command
+
+    def broken_on_node_1(nnodes: int, index: int, *rest: object) -> list[str]:
+        return ["false"] if index == 1 else whole(nnodes, index, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(agents, "_command", broken_on_node_1)
+
+    record = stage.run(TINY, request_for(ledger))
+
+    assert record.failure is not None
+    assert (record.failure.cause, record.failure.rank, record.failure.node) == (Cause.PROCESS_CRASH, 1, "node-1")
+
+
+def test_save_that_is_tried_again_outlasts_an_outage_longer_than_the_patience_of_a_call(
+    tmp_path: Path, unbroken: tuple[TrainRecord, Ledger, str]
+) -> None:
+    config = replace(
+        TINY,
+        checkpoint=replace(TINY.checkpoint, on_save_failure=OnSaveFailure.RETRY),
+        storage=StorageConfig(retry_s=3.0, first_delay_s=0.1, max_delay_s=1.0),
+    )
+    ledger = open_experiment(tmp_path, "storage-down:seconds=8,step=4", config=config)
+
+    record = stage.run(config, request_for(ledger, config=config))
+
+    assert record.failure is None, record.failure
+    assert (record.verdict, record.last_step) == (Verdict.ACCEPTED, STEPS)
+    assert digest_of_last(ledger) == unbroken[2]
 
 
 def test_storage_outage_is_waited_out_and_recorded(tmp_path: Path, unbroken: tuple[TrainRecord, Ledger, str]) -> None:

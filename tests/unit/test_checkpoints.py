@@ -3,13 +3,16 @@
 import dataclasses
 import hashlib
 import pickle
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from prunella import checkpoints, faults
+from prunella import checkpoint_writer, checkpoints, faults
+from prunella.checkpoint_agreement import agree
 from prunella.checkpoint_state import stage
 from prunella.checkpoint_validation.stage import run as validate
 from prunella.config import Config, OnSaveFailure
@@ -378,6 +381,96 @@ def test_training_waits_for_the_save_only_when_the_bound_on_unsaved_steps_is_rea
     writer.wait_if_needed(3)
     assert writer.durable_step == 2
     assert [manifest.step for manifest in ledger.candidates(0, 0)] == [2]
+
+
+class _Slow(FolderStore):
+    """A store that begins a file only after `pieces` of something else, each once somebody has heard of the one before, and
+    after `stuck_s` in which nothing moves."""
+
+    def __init__(self, root: str, *, pieces: int = 0, stuck_s: float = 0.0) -> None:
+        super().__init__(root)
+        self._pieces, self._stuck_s = pieces, stuck_s
+        self.is_heard = threading.Event()
+
+    def put_new_file(self, key: str, path: Path, *, keep_copy: bool = False) -> Content:
+        for _ in range(self._pieces):
+            self.moves += 1
+            assert self.is_heard.wait(30.0)
+            self.is_heard.clear()
+        threading.Event().wait(self._stuck_s)
+        return super().put_new_file(key, path, keep_copy=keep_copy)
+
+
+def _signs_of_a_save(store: _Slow, ledger: Ledger, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What whoever waits for the save of step 1 in this store is told."""
+    monkeypatch.setattr(checkpoint_writer, "LOOK_S", 0.01)
+    signs: list[bool] = []
+
+    def hear(is_agreeing: bool) -> None:
+        signs.append(is_agreeing)
+        store.is_heard.set()
+
+    run, writer = tiny.Run(), _writer(Ledger(store, ledger.name), scratch, on_sign=hear)
+    run.train(1)
+    tiny.save(ledger, writer, run, 1)
+    writer.wait()
+    assert writer.durable_step == 1
+    return signs
+
+
+def test_whoever_waits_for_a_slow_save_hears_of_each_move(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = _Slow(ledger.store.root, pieces=5)
+
+    signs = _signs_of_a_save(store, ledger, tmp_path, monkeypatch)
+
+    assert len(signs) >= 2 * 5  # two files: the shard, and the loader's state
+
+
+def test_whoever_waits_for_a_save_that_is_stuck_hears_nothing(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = _Slow(ledger.store.root, stuck_s=0.5)
+
+    signs = _signs_of_a_save(store, ledger, tmp_path, monkeypatch)
+
+    assert len(signs) < 10  # of a hundred looks; a sign for each turn of the save remains
+
+
+def test_whoever_waits_for_a_save_hears_that_it_is_up_to_the_other_ranks(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_heard = threading.Event()
+
+    def agree_late(group: Any, work: Callable[[], Any]) -> list[Any]:
+        answers = agree(group, work)
+        assert is_heard.wait(30.0), "nobody heard that this rank has done its part"
+        return answers
+
+    monkeypatch.setattr(checkpoint_writer, "LOOK_S", 0.01)
+    monkeypatch.setattr(checkpoint_writer, "agree", agree_late)
+    run, writer = tiny.Run(), _writer(ledger, tmp_path, on_sign=lambda is_agreeing: is_heard.set() if is_agreeing else None)
+    run.train(1)
+    tiny.save(ledger, writer, run, 1)
+
+    writer.wait()
+
+    assert writer.durable_step == 1
+
+
+def test_closing_waits_for_a_slow_save_and_hears_of_it_too(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_writer, "LOOK_S", 0.01)
+    store = _Slow(ledger.store.root, pieces=1)
+    run, writer = tiny.Run(), _writer(Ledger(store, ledger.name), tmp_path, on_sign=lambda is_agreeing: store.is_heard.set())
+    run.train(1)
+    tiny.save(ledger, writer, run, 1)
+
+    writer.close()
+
+    assert [manifest.step for manifest in ledger.candidates(0, 0)] == [1]
 
 
 class _FullFor(FolderStore):

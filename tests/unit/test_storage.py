@@ -15,7 +15,7 @@ import pytest
 
 from prunella.config import StorageConfig
 from prunella.errors import ConfigError, KeyExists, KeyMissing, StorageFull, StorageUnavailable
-from prunella.storage import Content, FolderStore, RetryingStore, check_key, open_store
+from prunella.storage import Content, FolderStore, RetryingStore, check_key, folder, longest_silence_s, open_store
 from prunella.storage.store import TransferCut
 
 _PATIENCE = StorageConfig(retry_s=0.2, first_delay_s=0.001, max_delay_s=0.002)
@@ -318,6 +318,48 @@ def test_no_patience_is_no_second_try(root: str) -> None:
 
     with pytest.raises(StorageUnavailable, match="503; gave up after 0 s"):
         store.get("a")
+
+
+def test_a_store_that_never_answers_is_given_up_within_its_longest_silence(root: str) -> None:
+    clock, settings = _Clock(), StorageConfig(retry_s=60.0, first_delay_s=2.0, max_delay_s=2.0)
+    silent = _SlowStore(root, clock, [StorageUnavailable("timed out")] * 100, read_s=35.0)
+
+    with pytest.raises(StorageUnavailable, match="timed out; gave up after 60 s"):
+        RetryingStore(silent, settings, clock_ns=clock, sleep=clock.let_pass).get("a")
+
+    assert 60 < clock.now_ns / 1e9 <= longest_silence_s(settings)
+
+
+def test_every_try_is_a_sign_of_life(root: str) -> None:
+    store = RetryingStore(_FlakyStore(root, failures=2), _PATIENCE)
+    before = store.moves
+
+    store.put_new("a", b"x")
+
+    assert store.moves == before + 3
+
+
+def test_every_piece_of_a_file_is_a_sign_of_life(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "_PIECE_BYTES", 1000)
+    (tmp_path / "local").write_bytes(content := os.urandom(3500))
+    store = RetryingStore(FolderStore(root), _PATIENCE)
+
+    store.put_new_file("a", tmp_path / "local")
+
+    assert store.get("a") == content
+    assert store.moves == 3 + 2
+
+
+@pytest.mark.parametrize("size_bytes", [0, 999, 1000, 2000])
+def test_a_file_that_is_copied_in_pieces_arrives_whole(
+    store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size_bytes: int
+) -> None:
+    monkeypatch.setattr(folder, "_PIECE_BYTES", 1000)
+    (tmp_path / "local").write_bytes(content := os.urandom(size_bytes))
+
+    store.put_new_file("a", tmp_path / "local")
+
+    assert store.get("a") == content
 
 
 def test_every_try_to_set_aside_means_the_same_place(root: str, monkeypatch: pytest.MonkeyPatch) -> None:

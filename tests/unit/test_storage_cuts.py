@@ -17,7 +17,7 @@ from buckets import Bucket, big_file, set_in_environment
 from fault_proxy import Schedule, fault_proxy
 from prunella.config import StorageConfig
 from prunella.errors import KeyExists, StorageUnavailable
-from prunella.storage import RetryingStore, S3Store, prove_root
+from prunella.storage import RetryingStore, S3Store, client, prove_root
 from prunella.storage.parts import etag_of_parts, in_parallel
 from prunella.storage.refusals import require
 from prunella.storage.store import TransferCut
@@ -79,6 +79,22 @@ def network(bucket: Bucket, store: S3Store) -> Iterator[Network]:
 def unfinished_uploads(store: S3Store) -> list[Any]:
     found: list[Any] = store._client.list_multipart_uploads(Bucket=store._bucket, Prefix=store._prefix).get("Uploads", [])
     return found
+
+
+# ------------------------------------------------------------------------------------------------ slow links
+
+
+def test_a_part_that_takes_longer_than_a_connection_may_be_silent_arrives(
+    bucket: Bucket, store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = big_file(tmp_path, 32 * MIB)
+    monkeypatch.setattr(client, "_CONNECT_TIMEOUT_S", 0.5)
+    with fault_proxy(bucket.environment["AWS_ENDPOINT_URL_S3"], 0) as (address, schedule):
+        schedule.draw = lambda method, _: ("drip" if method == "PUT" else "", 0.0)  # type: ignore[method-assign]
+        with set_in_environment({"AWS_ENDPOINT_URL_S3": address}):
+            S3Store(store.root).put_new_file("a/big", path)
+
+    assert store.get("a/big") == path.read_bytes()
 
 
 # ------------------------------------------------------------------------------------------------ answers that were cut

@@ -13,6 +13,7 @@ from botocore.exceptions import ClientError
 from buckets import Bucket, big_file
 from prunella.errors import ConfigError, KeyExists, KeyMissing, PrunellaError, StorageFull, StorageUnavailable
 from prunella.storage import Content, S3Store, open_store, prove_root
+from prunella.storage.parts import PIECE_BYTES
 
 MIB = 2**20
 
@@ -45,6 +46,19 @@ def test_a_file_of_several_parts_arrives_whole(store: S3Store, tmp_path: Path) -
     store.put_new_file("a/big", path)
 
     assert hashlib.sha256(store.local_path("a/big").read_bytes()).digest() == hashlib.sha256(path.read_bytes()).digest()
+
+
+def test_every_part_of_a_file_is_a_sign_of_life(store: S3Store, tmp_path: Path) -> None:
+    path = big_file(tmp_path, 20 * MIB)
+    before = store.moves
+
+    store.put_new_file("a/big", path)
+    sent = store.moves
+    store.drop_copy("a/big")
+    store.local_path("a/big")
+
+    assert sent >= before + 3 + 3  # parts; the upload's beginning, its end, and a look at what came of it
+    assert store.moves >= sent + 20 * MIB // PIECE_BYTES
 
 
 @pytest.mark.parametrize("size_bytes", [0, 10, 8 * MIB, 20 * MIB + 17])

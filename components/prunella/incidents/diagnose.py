@@ -15,6 +15,7 @@ from prunella.records import (
     GateNodeRecord,
     Stage,
     StageRecord,
+    StopReason,
     TrainRecord,
     ValidationRecord,
     Verdict,
@@ -70,12 +71,19 @@ def diagnose(evidence: Evidence) -> Diagnosis | None:
     )
     for stage, record in in_order:
         if stage not in evidence.asked:
+            if stage is Stage.CHECKPOINT_VALIDATION and _was_stopped_at_start(evidence.train):
+                return None
             return _vanished(f"the attempt ended before {stage}: its orchestrator died or was stopped")
         if record is None:
             return _vanished(f"{stage} was started and left no record")
         if record.verdict is not Verdict.ACCEPTED:
             return from_failure(stage, record)
     return None
+
+
+def _was_stopped_at_start(train: TrainRecord | FailedRecord | None) -> bool:
+    """Whether training was stopped before its first step had finished: then it left nothing that could be validated."""
+    return isinstance(train, TrainRecord) and train.stopped_by is not StopReason.END and train.last_step < train.first_step
 
 
 def from_failure(stage: Stage, record: StageRecord) -> Diagnosis:

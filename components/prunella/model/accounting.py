@@ -144,20 +144,22 @@ def _activation_bytes(config: Config) -> int:
 
 #: Dense peak of an accelerator in FLOP/s by the name that torch.cuda.get_device_name gives (its beginning) and the precision.
 #: Source: NVIDIA data sheets, 2026-11: H100 SXM and H200 SXM 989 bf16 without sparsity, 67 fp32; A100 312 and 19.5 TFLOP/s.
-#: Cards with lower clocks (H100 PCIe, NVL variants) are left out: no figure is better than a wrong one.
+#: Cards with lower clocks (H100 PCIe, NVL variants) and slices of a card (MIG) are left out: no figure is better than a wrong
+#: one.
 _PEAKS: dict[str, dict[Precision, float]] = {
     "NVIDIA H200": {Precision.BF16: 989e12, Precision.FP32: 67e12},
     "NVIDIA H100 80GB HBM3": {Precision.BF16: 989e12, Precision.FP32: 67e12},
     "NVIDIA A100": {Precision.BF16: 312e12, Precision.FP32: 19.5e12},
 }
+#: Words of a name that say that its beginning does not tell the speed.
+_OTHER_SPEEDS = ("NVL", "MIG")
 
 
 def peak_flops(device_name: str, precision: Precision) -> float | None:
     """Dense peak FLOP/s of a device, None where it is not known (any CPU): MFU does not apply there."""
-    for name, peaks in _PEAKS.items():
-        if device_name.startswith(name) and "NVL" not in device_name:
-            return peaks[precision]
-    return None
+    if any(word in device_name for word in _OTHER_SPEEDS):
+        return None
+    return next((peaks[precision] for name, peaks in _PEAKS.items() if device_name.startswith(name)), None)
 
 
 def mfu(config: Config, *, tokens_per_s: float, devices: int, device_name: str) -> float | None:

@@ -11,7 +11,7 @@ from prunella.config import StorageConfig
 from prunella.errors import ConfigError
 from prunella.storage.arbitration import find_overwriting, try_out
 from prunella.storage.folder import FolderStore
-from prunella.storage.retrying import RetryingStore, Wait, WrappedStore
+from prunella.storage.retrying import RetryingStore, Wait, WrappedStore, longest_silence_s
 from prunella.storage.s3 import SCHEME, S3Store
 from prunella.storage.store import Content, Stamp, Store, check_key, with_local_file
 
@@ -27,6 +27,7 @@ __all__ = [
     "check_key",
     "check_root_is_there",
     "create_root",
+    "longest_silence_s",
     "open_patiently",
     "open_store",
     "prove_root",

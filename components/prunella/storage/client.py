@@ -13,6 +13,8 @@ from prunella.errors import ConfigError
 #: Seconds until a connection, or a silent one, counts as lost. Source: own choice 2026-11; healthy answers take milliseconds.
 _CONNECT_TIMEOUT_S = 5
 _READ_TIMEOUT_S = 30
+#: Seconds for which one request may be silent before it fails.
+REQUEST_SILENCE_S = _CONNECT_TIMEOUT_S + _READ_TIMEOUT_S
 #: How a bucket may be addressed. Source: the SDK's `addressing_style`, botocore 1.44, 2026-11.
 _STYLES = ("auto", "path", "virtual")
 

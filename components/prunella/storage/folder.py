@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,9 @@ _TEMPORARY = ".tmp"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: File systems stamp with the tick of the kernel. Source: CONFIG_HZ is 100 at least, 2026-11.
 _GRAIN_NS = 10_000_000
+#: A file is copied in pieces of this size, each on disk before the next, so that whoever waits for a slow disk sees it move.
+#: Source: own choice 2026-11, not tuned: 2 s of a disk that writes 32 MiB/s.
+_PIECE_BYTES = 64 * 2**20
 
 
 class FolderStore:
@@ -25,6 +27,7 @@ class FolderStore:
 
     def __init__(self, root: str) -> None:
         self._root = Path(root).absolute()
+        self.moves = 0
 
     @property
     def root(self) -> str:
@@ -34,7 +37,7 @@ class FolderStore:
         self._commit(key, lambda temporary: temporary.write_bytes(data))
 
     def put_new_file(self, key: str, path: Path, *, keep_copy: bool = False) -> Content:
-        self._commit(key, lambda temporary: shutil.copyfile(path, temporary))
+        self._commit(key, lambda temporary: self._copy(path, temporary))
         return content_of(path)
 
     def get(self, key: str) -> bytes:
@@ -105,6 +108,15 @@ class FolderStore:
                 _fsync(final.parent)
             finally:
                 temporary.unlink(missing_ok=True)
+
+    def _copy(self, path: Path, temporary: Path) -> None:
+        with path.open("rb") as source, temporary.open("wb") as target:
+            while len(piece := source.read(_PIECE_BYTES)) == _PIECE_BYTES:
+                target.write(piece)
+                target.flush()
+                os.fdatasync(target.fileno())
+                self.moves += 1
+            target.write(piece)
 
     def _make_folder(self, folder: Path) -> None:
         """Make a folder below the root, level by level: a root that went away a moment ago must not come back empty."""

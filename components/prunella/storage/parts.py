@@ -46,6 +46,30 @@ class Upload:
         return self.is_commit_asked and etag == etag_of_parts(self.etags)
 
 
+class Body:
+    """What is sent as one part, read a little at a time out of memory that it does not own.
+
+    Memory itself would go out in one call, for all of which the connection has the time that it has for silence: over plain
+    HTTP, a large part on a slow link would be given up each time, shortly before or long before its end.
+    """
+
+    def __init__(self, content: bytes | bytearray | memoryview) -> None:
+        self._content = memoryview(content)
+        self._at = 0
+
+    def read(self, size: int = -1) -> memoryview:
+        piece = self._content[self._at :] if size < 0 else self._content[self._at : self._at + size]
+        self._at += len(piece)
+        return piece
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: len(self._content)}[whence]
+        return self._at
+
+
 @dataclass(frozen=True, slots=True)
 class Cut:
     """A download that was cut: of which version, how much of it lies where, and at which bytes the parts of that begin."""

@@ -10,10 +10,20 @@ from typing import TypeVar
 
 from prunella.config import StorageConfig
 from prunella.errors import KeyExists, StorageUnavailable
+from prunella.storage.client import REQUEST_SILENCE_S
 from prunella.storage.store import Content, Stamp, Store, TransferCut, aside, content_of
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+def longest_silence_s(settings: StorageConfig) -> float:
+    """How long a `RetryingStore` over a bucket may show no progress before it gives up, in seconds.
+
+    Its first try fails in silence, and patience begins; the last try begins up to one delay after patience has ended, and fails
+    in silence too.
+    """
+    return REQUEST_SILENCE_S + settings.retry_s + settings.max_delay_s + REQUEST_SILENCE_S
 
 
 class WrappedStore:
@@ -25,6 +35,10 @@ class WrappedStore:
     @property
     def root(self) -> str:
         return self._inner.root
+
+    @property
+    def moves(self) -> int:
+        return self._inner.moves
 
     def _call(self, key: str, call: Callable[[], T]) -> T:
         raise NotImplementedError
@@ -119,7 +133,12 @@ class RetryingStore(WrappedStore):
         self._settings = settings
         self._clock_ns = clock_ns
         self._sleep = sleep
+        self._tries = 0
         self.waits: list[Wait] = []
+
+    @property
+    def moves(self) -> int:
+        return self._tries + self._inner.moves
 
     def wait_out(self, key: str, call: Callable[[], T]) -> T:
         """What `call` returns, for something that only the store inside can do."""
@@ -155,6 +174,7 @@ class RetryingStore(WrappedStore):
         silence: _Silence | None = None
         while True:
             began_ns = self._clock_ns()
+            self._tries += 1
             try:
                 result = call()
             except StorageUnavailable as error:

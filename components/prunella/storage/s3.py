@@ -22,6 +22,7 @@ from prunella.storage.client import make_client
 from prunella.storage.parts import (
     PART_BYTES,
     PIECE_BYTES,
+    Body,
     Cut,
     Upload,
     etag_of_parts,
@@ -58,6 +59,7 @@ class S3Store:
         self._uploads: dict[str, Upload] = {}
         self._cuts: dict[str, Cut] = {}
         self._cache = ObjectCache(self._root, limit_bytes=cache_limit_bytes())
+        self.moves = 0
 
     @property
     def root(self) -> str:
@@ -146,7 +148,7 @@ class S3Store:
             if not hasattr(own, "buffer"):
                 own.buffer = bytearray(part_bytes)  # used again for every part: new memory costs more than what is done with it
             count = os.preadv(descriptor, [own.buffer], (number - 1) * part_bytes)
-            self.send_part(key, upload, number, own.buffer if count == part_bytes else own.buffer[:count])
+            self.send_part(key, upload, number, memoryview(own.buffer)[:count])
 
         with path.open("rb", buffering=0) as file:
             descriptor = file.fileno()
@@ -176,8 +178,8 @@ class S3Store:
     def begin(self, key: str) -> Upload:
         return Upload(upload_id=self._write(key, "create_multipart_upload", "UploadId")["UploadId"])
 
-    def send_part(self, key: str, upload: Upload, number: int, body: bytes | bytearray) -> None:
-        answer = self._write(key, "upload_part", "ETag", UploadId=upload.upload_id, PartNumber=number, Body=body)
+    def send_part(self, key: str, upload: Upload, number: int, content: bytes | memoryview) -> None:
+        answer = self._write(key, "upload_part", "ETag", UploadId=upload.upload_id, PartNumber=number, Body=Body(content))
         upload.done[number] = answer["ETag"]
 
     def commit(self, key: str, upload: Upload) -> str:
@@ -315,6 +317,7 @@ class S3Store:
             raise StorageUnavailable(f"{self._root}: object {key!r}: expected {wanted}, found {found}: cut, or replaced")
         with translated(self._root, key):
             while piece := answer["Body"].read(PIECE_BYTES):
+                self.moves += 1
                 yield piece
 
     # -------------------------------------------------------------------------------- removing
@@ -386,6 +389,7 @@ class S3Store:
         """One request; the answer has all of `fields`."""
         with translated(self._root, key):
             answer: dict[str, Any] = getattr(self._client, operation)(Bucket=self._bucket, Key=self._key(key), **arguments)
+        self.moves += 1
         require(self._root, key, answer, *fields)
         return answer
 

@@ -52,6 +52,11 @@ class Store(Protocol):
     def root(self) -> str:
         """The root as given on the command line."""
 
+    @property
+    def moves(self) -> int:
+        """Changes with every sign of life: an answer, a try, a part of a file that went on its way. Only to be compared with
+        itself: threads that count at once may count one of two."""
+
     def put_new(self, key: str, data: bytes) -> None:
         """Write once. Raises KeyExists, StorageUnavailable, StorageFull."""
 

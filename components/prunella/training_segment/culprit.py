@@ -1,7 +1,8 @@
 """Who failed first, and of what. Pure: from what was seen of every rank before anything was killed.
 
 In this order: a hang the launcher saw; a rank that died without a word; a rank's own account of its failure; ranks that lost
-a peer although none died. A rank that failed because a peer was gone is never the culprit.
+a peer although none died; ranks that never spoke. A rank that failed because a peer was gone is never the culprit, nor is one
+that never spoke because the agent of another node was gone: agents start no rank before all of them have met.
 """
 
 import signal
@@ -19,7 +20,7 @@ class RankSeen:
     """One rank as the launcher saw it at the first sign of trouble.
 
     `exit_code` comes from the node's agent and is negative for a signal; None where the agent had not said. `state` is the
-    letter of proc(5) of a live process.
+    letter of proc(5) of a live process. `agent_gone_ns` is when the node's agent was first found gone, None while it runs.
     """
 
     rank: int
@@ -29,6 +30,7 @@ class RankSeen:
     is_alive: bool
     exit_code: int | None = None
     state: str | None = None
+    agent_gone_ns: int | None = None
 
     @property
     def is_crashed(self) -> bool:
@@ -36,9 +38,14 @@ class RankSeen:
         return self.heartbeat is not None and not self.is_alive and self.note is None
 
     @property
+    def is_lost_at_start(self) -> bool:
+        """Whether it never said a word, and never will: its node's agent is gone."""
+        return self.heartbeat is None and self.agent_gone_ns is not None
+
+    @property
     def is_failed(self) -> bool:
         """Whether it needs everybody to stop."""
-        return self.is_crashed or (self.note is not None and self.note.failure is not None)
+        return self.is_crashed or self.is_lost_at_start or (self.note is not None and self.note.failure is not None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,13 +167,32 @@ def _lost_peers(rank: RankSeen) -> Blame:
 
 
 def _never_started(seen: tuple[RankSeen, ...], launched_ns: int, tails: dict[str, str]) -> Blame:
-    silent = next((rank for rank in seen if rank.heartbeat is None), seen[0])
-    message = f"rank {silent.rank} on {silent.node} ended or stayed silent before it could start; see log_tail for what it said"
-    failure = Failure(
-        cause=Cause.PROCESS_CRASH,
-        message=message,
-        node=silent.node,
-        rank=silent.rank,
-        evidence={"log_tail": tails.get(silent.node, "")},
+    """The first node whose agent is gone; else the one node that is silent; of several, none."""
+    silent = [rank for rank in seen if rank.heartbeat is None]
+    lost = min((rank for rank in silent if rank.is_lost_at_start), key=_agent_gone_ns, default=None)
+    if lost is not None:
+        return Blame(failure=_silent(lost, "is gone: its agent ended before it said a word", tails), fault_ns=launched_ns)
+    nodes = list(dict.fromkeys(rank.node for rank in silent))
+    if len(nodes) == 1:
+        return Blame(failure=_silent(silent[0], "never said a word, although its agent runs", tails), fault_ns=launched_ns)
+    message = (
+        f"no rank on {', '.join(nodes)} ever said a word, although their agents run: nothing tells which node the others wait "
+        "for; see log_tail for what they said"
     )
+    said = "\n".join(f"{node}: {tails[node]}" for node in nodes if tails.get(node))
+    failure = Failure(cause=Cause.PROCESS_CRASH, message=message, evidence={"log_tail": said})
     return Blame(failure=failure, fault_ns=launched_ns)
+
+
+def _agent_gone_ns(rank: RankSeen) -> int:
+    return rank.agent_gone_ns or 0
+
+
+def _silent(rank: RankSeen, how: str, tails: dict[str, str]) -> Failure:
+    return Failure(
+        cause=Cause.PROCESS_CRASH,
+        message=f"rank {rank.rank} on {rank.node} {how}; see log_tail for what the node said",
+        node=rank.node,
+        rank=rank.rank,
+        evidence={"log_tail": tails.get(rank.node, "")},
+    )

@@ -68,13 +68,20 @@ def train(job: Job, scratch: Path, pulse: Pulse, ending: Ending, *, rank: int, w
     pulse.beat(Phase.LOAD, step=request.first_step - 1)
     state = load_or_begin(ledger, request, config, model, rank=rank, world_size=world_size, ending=ending)
     pulse.mark(Mark.LOADED, now_ns())
-    loop = assemble(job, scratch, ledger, model, device, is_terminated=lambda: termination.is_set)
+    loop = assemble(job, scratch, ledger, model, device, pulse=pulse, is_terminated=lambda: termination.is_set)
     train_steps(loop, state, pulse, ending)
     dist.destroy_process_group()
 
 
 def assemble(
-    job: Job, scratch: Path, ledger: Ledger, model: Model, device: torch.device, *, is_terminated: Callable[[], bool]
+    job: Job,
+    scratch: Path,
+    ledger: Ledger,
+    model: Model,
+    device: torch.device,
+    *,
+    pulse: Pulse,
+    is_terminated: Callable[[], bool],
 ) -> Loop:
     """Everything the loop needs around the model. Raises DataCorrupt when the data set is not what was committed."""
     config, request = job.config, job.request
@@ -92,7 +99,16 @@ def assemble(
         model=model,
         batches=StepBatches(config, reader, request.skipped, rank=rank, world_size=world_size),
         probe=checkpoints.probe_batch(ledger.store, dataset, config),
-        writer=CheckpointWriter(ledger, request, config, rank=rank, world_size=world_size, scratch=scratch, switch=switch),
+        writer=CheckpointWriter(
+            ledger,
+            request,
+            config,
+            rank=rank,
+            world_size=world_size,
+            scratch=scratch,
+            switch=switch,
+            on_sign=lambda is_agreeing: pulse.repeat(Phase.AGREE if is_agreeing else Phase.SAVE),
+        ),
         switch=switch,
         is_terminated=is_terminated,
     )

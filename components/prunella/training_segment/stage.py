@@ -169,7 +169,7 @@ def _record(
         exits=rank_exits(watched.seen, launched_ns=started_ns),
         metrics=shipped[0],
         outages=_outages(watched.seen),
-        warnings=_warnings(watched.seen) + shipped[1],
+        warnings=_warnings(watched.seen) + shipped[1] + (() if trouble else _interruption(request, watched, last_step)),
         fault_ns=fault_ns,
     )
 
@@ -196,14 +196,30 @@ def _trouble(
     if watched.stopped_by is StopReason.FAILURE:
         tails = {node.name: log_tail(scratch, node) for node in request.nodes}
         return blame(watched.seen, hang=watched.hang, launched_ns=started_ns, tails=tails)
-    if committed and committed[-1].step == last_step:
+    if last_step < request.first_step or (committed and committed[-1].step == last_step):
         return None
     found = f"step {committed[-1].step}" if committed else "none"
     message = (
         f"training stopped ({watched.stopped_by}) after step {last_step}, but the newest committed candidate is of {found}; "
-        "what was trained beyond it is lost: look at the save's error in the node log"
+        f"what was trained beyond it is lost: {_why_unsaved(watched)}"
     )
     return Blame(failure=Failure(cause=Cause.UNKNOWN, message=message, step=last_step), fault_ns=watched.detected_ns)
+
+
+def _why_unsaved(watched: Watched) -> str:
+    if all(rank.note is not None for rank in watched.seen):
+        return "look at the save's error in the node log"
+    return "its ranks had not ended when training.grace_s was over; raise that if a step and its save take longer"
+
+
+def _interruption(request: TrainRequest, watched: Watched, last_step: int) -> tuple[str, ...]:
+    """What there is to say of a stop that came before there was anything to save."""
+    if last_step >= request.first_step:
+        return ()
+    return (
+        f"training was stopped ({watched.stopped_by}) before its first step, {request.first_step}, had finished: nothing was "
+        "trained and nothing is lost; the next attempt begins where this one did",
+    )
 
 
 def _marks(watched: Watched) -> dict[str, int]:

@@ -6,6 +6,7 @@ an unreachable store neither fences nor fails an attempt here. It never kills; t
 
 import contextlib
 import logging
+import math
 import signal
 import threading
 import time
@@ -57,8 +58,9 @@ class StopRequest:
         self.asked_s = 0.0
 
     def ask(self, reason: StopReason) -> None:
-        """Ask the ranks to finish their step, save and end. The first reason counts."""
-        if self.reason is None:
+        """Ask the ranks to finish their step, save and end. The first reason counts, but a signal counts more than the clock:
+        whoever sent it waits for the end, and not for long."""
+        if self.reason is None or (reason is StopReason.SIGNAL and self.reason is not reason):
             self.reason, self.asked_s = reason, time.monotonic()
             ask_to_stop(self._scratch)
             logger.warning("training_stop_asked reason=%s", reason)
@@ -104,6 +106,8 @@ class Watch:
         self._check_token = check_token
         self._hangs = HangWatch(config, world_size=len(self._ranks), launched_ns=launched_ns)
         self._fence_checked_s = 0.0
+        self._agents_gone_ns: dict[str, int] = {}
+        self._first_step_s = math.inf
 
     def until_over(self, stop: StopRequest) -> Watched:
         """Watch until every rank ended well, one failed, or patience ended.
@@ -125,32 +129,50 @@ class Watch:
         now_ns = time.time_ns()
         if all(rank.note is not None and rank.note.failure is None for rank in seen):
             return Watched(seen=seen, stopped_by=_reason(seen, stop), detected_ns=now_ns)
-        if any(rank.is_failed for rank in seen) or self._has_silent_end(seen):
+        if any(rank.is_failed for rank in seen):
             return Watched(seen=self._settle(), stopped_by=StopReason.FAILURE, detected_ns=time.time_ns())
         beats = {rank.rank: rank.heartbeat for rank in seen if rank.heartbeat is not None}
         ended = {rank.rank for rank in seen if rank.note is not None}
         hang = self._hangs.observe({rank: beat for rank, beat in beats.items() if rank not in ended}, now_ns=now_ns)
         if hang is not None or self._hangs.is_start_overdue(beats, now_ns=now_ns):
             return Watched(seen=seen, stopped_by=StopReason.FAILURE, detected_ns=now_ns, hang=hang)
-        if stop.reason is not None and time.monotonic() - stop.asked_s > self._config.training.grace_s:
+        if self._first_step_s == math.inf and any(beat.last_step_ns for beat in beats.values()):
+            self._first_step_s = time.monotonic()
+        if stop.reason is not None and time.monotonic() - self._grace_began_s(stop) > self._config.training.grace_s:
             return Watched(seen=seen, stopped_by=stop.reason, detected_ns=now_ns)
         return None
 
+    def _grace_began_s(self, stop: StopRequest) -> float:
+        """From when on the ranks have `grace_s` to finish their step, save and end.
+
+        Whoever sent a signal waits from then on. The clock lets them start and make one step, which has a time-out of its own.
+        """
+        return stop.asked_s if stop.reason is StopReason.SIGNAL else max(stop.asked_s, self._first_step_s)
+
     def _look(self) -> tuple[RankSeen, ...]:
+        self._look_at_agents()
         return tuple(self._look_at(rank, node) for rank, node in enumerate(self._ranks))
+
+    def _look_at_agents(self) -> None:
+        """Before the ranks: one that has not spoken once its agent is gone never will."""
+        for node, agent in zip(self._nodes, self._agents, strict=True):
+            if agent.poll() is not None:
+                self._agents_gone_ns.setdefault(node.name, time.time_ns())
 
     def _look_at(self, rank: int, node: NodeRef) -> RankSeen:
         """The process first, its note after: a rank that is gone has written its note before it went, or never will."""
         beat = read_heartbeat(self._scratch, rank)
         state = self._launcher.state(node, beat.pid, beat.process_start) if beat else None
         note = read_note(self._scratch, rank)
-        return RankSeen(rank=rank, node=node.name, heartbeat=beat, note=note, is_alive=state is not None, state=state)
-
-    def _has_silent_end(self, seen: tuple[RankSeen, ...]) -> bool:
-        """Whether a node's agent is gone although ranks of it never said a word."""
-        silent = {rank.node for rank in seen if rank.heartbeat is None}
-        pairs = zip(self._nodes, self._agents, strict=True)
-        return any(node.name in silent and agent.poll() is not None for node, agent in pairs)
+        return RankSeen(
+            rank=rank,
+            node=node.name,
+            heartbeat=beat,
+            note=note,
+            is_alive=state is not None,
+            state=state,
+            agent_gone_ns=self._agents_gone_ns.get(node.name),
+        )
 
     def _settle(self) -> tuple[RankSeen, ...]:
         """Look again until every rank is explained, for a moment: the first sign of trouble need not be its cause."""

@@ -1,5 +1,7 @@
 """From what an attempt left behind to one diagnosis."""
 
+from dataclasses import replace
+
 import pytest
 
 from prunella.errors import Cause
@@ -113,6 +115,28 @@ def test_absence_is_vanishing_and_names_where_it_happened(found: Evidence, words
     assert diagnosis.cause is Cause.VANISHED
     assert diagnosis.confidence == CONFIDENCE_ABSENT
     assert words in diagnosis.message
+
+
+@pytest.mark.parametrize("reason", [StopReason.SIGNAL, StopReason.WALL_CLOCK])
+def test_an_attempt_that_was_stopped_before_its_first_step_lacks_no_validation(reason: StopReason) -> None:
+    stopped = replace(train(), stopped_by=reason, last_step=0, candidates=0)
+
+    assert diagnose(evidence(*ALL[:2], fabric=fabric(), train=stopped)) is None
+
+
+@pytest.mark.parametrize(
+    "stopped",
+    [
+        replace(train(), stopped_by=StopReason.SIGNAL, last_step=3, candidates=1),
+        replace(train(), first_step=21, candidates=0),
+    ],
+    ids=["after a step", "nothing was left to train"],
+)
+def test_an_attempt_that_has_a_checkpoint_to_judge_lacks_its_validation(stopped: TrainRecord) -> None:
+    diagnosis = diagnose(evidence(*ALL[:2], fabric=fabric(), train=stopped))
+
+    assert diagnosis is not None
+    assert diagnosis.cause is Cause.VANISHED
 
 
 def test_the_first_stage_that_failed_explains_the_attempt() -> None:

@@ -74,6 +74,8 @@ def test_memory_falls_with_the_world_and_with_expert_parallelism():
         ("NVIDIA A100-SXM4-80GB", Precision.BF16, 312e12),
         ("NVIDIA H100 PCIe", Precision.BF16, None),
         ("NVIDIA H200 NVL", Precision.BF16, None),
+        ("NVIDIA H200 MIG 1g.18gb", Precision.BF16, None),
+        ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", Precision.FP32, None),
         ("cpu", Precision.FP32, None),
     ],
 )

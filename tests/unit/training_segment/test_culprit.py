@@ -34,7 +34,12 @@ def note(rank: int, cause: Cause, *, at_ns: int = 60, is_peer_loss: bool = False
 
 
 def judge(*ranks: RankSeen, hang: Hang | None = None) -> Blame:
-    return blame(ranks, hang=hang, launched_ns=1, tails={"node-0": "Address already in use"})
+    tails = {"node-0": "Address already in use", "node-1": "No module named 'torch'"}
+    return blame(ranks, hang=hang, launched_ns=1, tails=tails)
+
+
+def silent(rank: int, *, agent_gone_ns: int | None = None) -> RankSeen:
+    return replace(seen(rank, is_alive=False), heartbeat=None, agent_gone_ns=agent_gone_ns)
 
 
 def test_rank_that_died_without_a_word_is_blamed_not_the_peer_that_complained() -> None:
@@ -91,13 +96,43 @@ def test_hang_blames_the_rank_that_stood_still_first() -> None:
 
 
 def test_rank_that_never_spoke_is_a_crash_with_the_log_as_evidence() -> None:
-    silent = replace(seen(0), heartbeat=None, is_alive=False)
-
-    verdict = judge(silent)
+    verdict = judge(silent(0))
 
     assert verdict.failure.cause is Cause.PROCESS_CRASH
     assert verdict.failure.evidence["log_tail"] == "Address already in use"
     assert verdict.fault_ns == 1
+
+
+def test_node_whose_agent_is_gone_is_blamed_for_the_silence_of_all() -> None:
+    verdict = judge(silent(0), silent(1, agent_gone_ns=70))
+
+    assert (verdict.failure.cause, verdict.failure.rank, verdict.failure.node) == (Cause.PROCESS_CRASH, 1, "node-1")
+    assert verdict.failure.evidence["log_tail"] == "No module named 'torch'"
+
+
+def test_node_whose_agent_went_first_is_blamed_when_two_did() -> None:
+    verdict = judge(silent(0, agent_gone_ns=80), silent(1, agent_gone_ns=70))
+
+    assert verdict.failure.node == "node-1"
+
+
+def test_node_that_stays_silent_alone_is_blamed_and_not_the_one_that_waits_for_it() -> None:
+    verdict = judge(seen(0), silent(1))
+
+    assert (verdict.failure.rank, verdict.failure.node) == (1, "node-1")
+
+
+def test_silence_of_all_blames_nobody_while_their_agents_run_and_brings_all_logs() -> None:
+    verdict = judge(silent(0), silent(1))
+
+    assert (verdict.failure.cause, verdict.failure.rank, verdict.failure.node) == (Cause.PROCESS_CRASH, None, None)
+    assert verdict.failure.evidence["log_tail"] == "node-0: Address already in use\nnode-1: No module named 'torch'"
+
+
+def test_rank_that_never_spoke_and_never_will_needs_everybody_to_stop() -> None:
+    assert silent(1, agent_gone_ns=70).is_failed
+    assert not silent(1).is_failed
+    assert not replace(seen(1), agent_gone_ns=70).is_lost_at_start
 
 
 def test_rank_that_ended_by_itself_without_a_word_brings_its_log() -> None:

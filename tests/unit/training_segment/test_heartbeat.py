@@ -19,6 +19,21 @@ def test_last_beat_is_read_back_with_its_marks(tmp_path: Path) -> None:
     assert process_state(beat.pid, beat.process_start) is not None
 
 
+def test_rank_that_repeats_itself_is_heard_again_and_has_not_got_on(tmp_path: Path) -> None:
+    pulse = Pulse(tmp_path, rank=0, node="node-0")
+    pulse.beat(Phase.SAVE, step=7)
+    before = read_heartbeat(tmp_path, 0)
+
+    pulse.repeat(Phase.AGREE)
+
+    after = read_heartbeat(tmp_path, 0)
+    assert before is not None
+    assert after is not None
+    assert (after.step, after.phase, after.beats) == (7, Phase.AGREE, before.beats)
+    assert after.at_ns > before.at_ns
+    assert pulse.phase is Phase.SAVE
+
+
 def test_rank_that_never_spoke_or_whose_file_is_damaged_says_nothing(tmp_path: Path) -> None:
     heartbeat_path(tmp_path, 1).write_text('{"rank": 1')
 
