@@ -1,17 +1,26 @@
 """Which checkpoints an experiment has, what is known of each, and which of them may go. Needs no torch.
 
 Everything is a fold over the ledger's dense keys; there is no `latest` file that could lie. Retention never touches the
-newest verified checkpoint, and never a manifest, a verdict or a mark: those are evidence.
+newest verified checkpoint nor the best, and never a manifest, a verdict or a mark: those are evidence.
 """
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
 from prunella.errors import KeyExists
 from prunella.ledger import Ledger
-from prunella.records import CheckpointManifest, CheckpointMark, CheckpointRef, ValidationRecord, Verdict
+from prunella.records import (
+    CheckpointManifest,
+    CheckpointMark,
+    CheckpointRef,
+    EvaluationRecord,
+    Stage,
+    ValidationRecord,
+    Verdict,
+)
 
 #: Objects of a checkpoint that stay for ever.
 _EVIDENCE = ("manifest.json", "verdict.json", "promoted.json", "revoked.json", "pruned.json")
@@ -89,6 +98,22 @@ def is_rejected(ledger: Ledger, name: str) -> bool:
     return verdict is not None and verdict.verdict is not Verdict.ACCEPTED
 
 
+def best_evaluated(evaluations: Iterable[EvaluationRecord], *, among: Container[str]) -> str | None:
+    """The checkpoint with the lowest held-out loss that did not fall behind, the earlier of two equals.
+
+    Args:
+        evaluations: oldest first.
+        among: names of the checkpoints that count: verified ones whose files are there.
+    """
+    judged = [
+        found
+        for found in evaluations
+        if found.checkpoint.name in among and not found.is_regression and math.isfinite(found.heldout_loss_nats)
+    ]
+    best = min(judged, key=lambda found: found.heldout_loss_nats, default=None)
+    return best.checkpoint.name if best is not None else None
+
+
 def _status(ledger: Ledger, manifest: CheckpointManifest) -> CheckpointStatus:
     verdict = ledger.validation(manifest.name)
     return CheckpointStatus(
@@ -118,11 +143,13 @@ def prune(ledger: Ledger, *, keep_last: int, keep_every: int, is_dry_run: bool) 
     """Delete the data of checkpoints that nobody needs; returns those it released (or would release).
 
     Kept: the last `keep_last` verified and whatever lies between them (a candidate to roll back to, a rejected one to look
-    at), every `keep_every`-th verified one for ever (0: none), the newest promoted one, and everything newer. The mark is
-    written before anything is deleted, so that a prune that was killed half-way is finished by the next.
+    at), every `keep_every`-th verified one for ever (0: none), the newest promoted one, the best (`best_evaluated`), and
+    everything newer. The mark is written before anything is deleted, so that a prune that was killed half-way is finished by
+    the next.
     """
     checkpoints = list_checkpoints(ledger)
-    released = _released(checkpoints, keep_last=max(keep_last, 1), keep_every=keep_every)
+    best = _best(ledger, checkpoints)
+    released = _released(checkpoints, best, keep_last=max(keep_last, 1), keep_every=keep_every)
     if is_dry_run:
         return released
     for status in released:
@@ -133,14 +160,25 @@ def prune(ledger: Ledger, *, keep_last: int, keep_every: int, is_dry_run: bool) 
     return released
 
 
-def _released(checkpoints: list[CheckpointStatus], *, keep_last: int, keep_every: int) -> list[CheckpointStatus]:
+def _best(ledger: Ledger, checkpoints: list[CheckpointStatus]) -> str | None:
+    verified = {status.manifest.name for status in checkpoints if status.state is CheckpointState.VERIFIED}
+    segments = range(max((status.manifest.segment for status in checkpoints), default=-1) + 1)
+    keys = (ledger.record_key(s, opened.attempt, Stage.EVALUATION) for s in segments for opened in ledger.attempts(s))
+    found = (ledger.find_stage_record(EvaluationRecord, key) for key in keys)
+    return best_evaluated((record for record in found if isinstance(record, EvaluationRecord)), among=verified)
+
+
+def _released(
+    checkpoints: list[CheckpointStatus], best: str | None, *, keep_last: int, keep_every: int
+) -> list[CheckpointStatus]:
     verified = [status for status in checkpoints if status.state is CheckpointState.VERIFIED]
     if len(verified) < keep_last:
         return []
     promoted = [status for status in verified if status.is_promoted]
     kept = [*verified[-keep_last:], *promoted[-1:], *_kept_for_ever(checkpoints, keep_every)]
+    names = {best, *(status.manifest.name for status in kept)}
     older = checkpoints[: checkpoints.index(verified[-keep_last:][0])]
-    return [status for status in older if status.state is not CheckpointState.PRUNED and status not in kept]
+    return [s for s in older if s.state is not CheckpointState.PRUNED and s.manifest.name not in names]
 
 
 def _kept_for_ever(checkpoints: list[CheckpointStatus], keep_every: int) -> list[CheckpointStatus]:

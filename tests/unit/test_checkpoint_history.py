@@ -1,5 +1,6 @@
 """The list of checkpoints is a fold over the ledger; retention never deletes what is needed or what is evidence (R1)."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from prunella.records import (
     AttemptOpened,
     CheckpointManifest,
     CheckpointMark,
+    EvaluationRecord,
     Failure,
     FileEntry,
     SegmentOpened,
@@ -66,6 +68,16 @@ def _judge(ledger: Ledger, manifest: CheckpointManifest, verdict: Verdict) -> No
 
 def _mark(ledger: Ledger, name: str, mark: str) -> None:
     ledger.put(ledger.mark_key(name, mark), CheckpointMark(checkpoint=name, reason="test", at_ns=1))
+
+
+def _evaluate(ledger: Ledger, name: str, loss_nats: float, *, is_regression: bool = False) -> None:
+    """What the evaluation of the attempt that wrote the checkpoint says of it."""
+    manifest = next(status.manifest for status in list_checkpoints(ledger) if status.manifest.name == name)
+    record = EvaluationRecord(
+        stage=Stage.EVALUATION, verdict=V, started_ns=1, ended_ns=2, checkpoint=ledger.ref(manifest), digest="sha256:d",
+        heldout_loss_nats=loss_nats, bits_per_byte=1.0, heldout_tokens=1, scores=(), is_regression=is_regression,
+    )  # fmt: skip
+    ledger.put(ledger.record_key(manifest.segment, manifest.attempt, Stage.EVALUATION), record)
 
 
 def _with_data(ledger: Ledger) -> list[str]:
@@ -182,6 +194,35 @@ def test_the_newest_promoted_one_stays(ledger: Ledger) -> None:
     prune(ledger, keep_last=1, keep_every=0, is_dry_run=False)
 
     assert _with_data(ledger) == [names[1], names[3]]
+
+
+@pytest.mark.parametrize(
+    ("loss_nats", "is_regression", "is_kept"),
+    [(2.0, False, True), (2.0, True, False), (3.0, False, False), (math.nan, False, False)],
+)
+def test_the_best_one_stays(ledger: Ledger, loss_nats: float, is_regression: bool, is_kept: bool) -> None:
+    early = _commit(ledger, [V, V])
+    late = _commit(ledger, [V, V, V], segment=1)
+    _evaluate(ledger, early[1], loss_nats, is_regression=is_regression)
+    _evaluate(ledger, late[1], 2.5)
+    _mark(ledger, late[1], "promoted")
+
+    prune(ledger, keep_last=1, keep_every=0, is_dry_run=False)
+
+    assert _with_data(ledger) == [*(early[1:] if is_kept else []), *late[1:]]
+
+
+def test_one_that_was_the_best_goes_when_a_better_one_is_there(ledger: Ledger) -> None:
+    first, last = _commit(ledger, [V]), _commit(ledger, [V, V], segment=1)
+    _evaluate(ledger, first[0], 3.0)
+    prune(ledger, keep_last=2, keep_every=0, is_dry_run=False)
+    while_best = _with_data(ledger)
+    _evaluate(ledger, last[0], 2.0)
+
+    prune(ledger, keep_last=2, keep_every=0, is_dry_run=False)
+
+    assert while_best == [*first, *last]
+    assert _with_data(ledger) == last
 
 
 def test_rejected_ones_lose_their_data_only_after_a_newer_verified_one_and_keep_their_evidence(ledger: Ledger) -> None:

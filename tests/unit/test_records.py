@@ -20,6 +20,7 @@ from prunella.records import (
     NodeEvent,
     NodeState,
     Record,
+    SegmentOpened,
     Stage,
     StageRecord,
     Verdict,
@@ -134,6 +135,14 @@ def test_an_older_schema_is_migrated_step_by_step(monkeypatch: pytest.MonkeyPatc
     event = from_bytes(NodeEvent, data, "here")
 
     assert event == NodeEvent(node="node-0", state=NodeState.AVAILABLE, owner="nobody!", reason="", at_ns=1)
+
+
+def test_a_run_that_was_opened_before_commands_said_what_they_carried_on_carried_on_nothing() -> None:
+    data = seal(b'{"schema":"segment_opened/1","segment":3,"run_index":0,"run_id":"r","opened_ns":1}\n')
+
+    opened = from_bytes(SegmentOpened, data, "here")
+
+    assert opened == SegmentOpened(segment=3, run_index=0, run_id="r", opened_ns=1, is_carried_on=False)
 
 
 def test_a_stage_key_holds_either_the_stages_record_or_its_failure() -> None:

@@ -127,13 +127,18 @@ class SegmentClosed(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentOpened(Record):
-    """A DAG run took up a segment, dense under `segments/<n>/runs/`."""
+    """A DAG run took up a segment, dense under `segments/<n>/runs/`.
+
+    `is_carried_on`: by the command that ran the one before, which went on to it by itself (`prunella run`).
+    """
 
     KIND = "segment_opened"
+    VERSION = 2
     segment: int
     run_index: int
     run_id: str
     opened_ns: int
+    is_carried_on: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,7 +21,9 @@ _SEAL = re.compile(rb'\{"sha256":"([0-9a-f]{64})"\}\n')
 _SEAL_BYTES = len(b'{"sha256":""}\n') + 64
 
 #: (kind, version) -> function from that version's JSON object to the next version's.
-_MIGRATIONS: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {}
+_MIGRATIONS: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {
+    ("segment_opened", 1): lambda old: {**old, "is_carried_on": False},
+}
 
 
 def seal(body: bytes) -> bytes:

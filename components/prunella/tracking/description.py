@@ -4,13 +4,14 @@ Values that come from outside (messages, names) are cut to what MLflow's stores 
 """
 
 import json
-import math
+from collections.abc import Sequence
 from typing import Any
 
 from prunella import config_text
-from prunella.records import Action, EvaluationRecord, TrainRecord
+from prunella.checkpoint_history import best_evaluated
+from prunella.records import Action, TrainRecord
 from prunella.tracking.history import Attempt, Checkpoint, History
-from prunella.tracking.incidents import IncidentStory, stories
+from prunella.tracking.incidents import IncidentStory
 from prunella.tracking.summary import Summary, summary
 
 #: Params of the healing loop carry this group's name in the tracking server (ECOSYSTEM 5).
@@ -39,7 +40,7 @@ def _text(value: Any) -> str:
 
 
 def experiment_tags(history: History) -> dict[str, str]:
-    """Tags of the parent run: what it ran on and with."""
+    """Tags of the parent run: what it ran on and with, and which steps of its series are there twice."""
     record = history.experiment
     tags = {f"prunella.version.{name}": version for name, version in record.versions.items()}
     tags["prunella.config_digest"] = record.config_digest
@@ -47,17 +48,27 @@ def experiment_tags(history: History) -> dict[str, str]:
     tags["prunella.faults"] = " ".join(record.faults)
     dag_runs = [run.run_id for run, _ in history.runs]
     tags["prunella.airflow_dag_runs"] = _text(" ".join(dag_runs))
+    tags["prunella.repeated_steps"] = _first_to_last(repeated_steps(history))
     return tags
 
 
-def attempt_tags(history: History, attempt: Attempt) -> dict[str, str]:
-    """Tags of a child run: nodes, resume point, what was superseded, and its incidents."""
+def repeated_steps(history: History) -> list[int]:
+    """Steps of earlier segments that a later one executed again: the end checkpoint of an accepted segment was revoked."""
+    length = history.config.steps_per_segment
+    return [step.record.step for step in history.steps if step.is_kept and step.record.step <= step.segment * length]
+
+
+def _first_to_last(steps: Sequence[int]) -> str:
+    return f"{min(steps)}-{max(steps)}" if steps else "none"
+
+
+def attempt_tags(attempt: Attempt, told: Sequence[IncidentStory]) -> dict[str, str]:
+    """Tags of a child run: nodes, resume point, what was superseded, and its incidents among those told."""
     opened = attempt.opened
-    superseded = [step.record.step for step in attempt.steps if not step.is_kept]
     tags = {
         "prunella.airflow_dag_run": opened.run_id,
         "prunella.nodes": " ".join(node.name for node in opened.nodes),
-        "prunella.superseded_steps": f"{min(superseded)}-{max(superseded)}" if superseded else "none",
+        "prunella.superseded_steps": _first_to_last([step.record.step for step in attempt.steps if not step.is_kept]),
     }
     if attempt.resume is not None:
         tags["prunella.resume_step"] = str(attempt.resume.step)
@@ -67,7 +78,7 @@ def attempt_tags(history: History, attempt: Attempt) -> dict[str, str]:
     if attempt.decision is not None:
         tags["heal.decision"] = attempt.decision.action.value
         tags["heal.row"] = attempt.decision.row
-    mine = [story for story in stories(history) if (story.segment, story.attempt) == (opened.segment, opened.attempt)]
+    mine = [story for story in told if (story.segment, story.attempt) == (opened.segment, opened.attempt)]
     return tags | _incident_tags(mine)
 
 
@@ -107,30 +118,30 @@ def checkpoint_params(checkpoint: Checkpoint) -> dict[str, str]:
         "step": str(manifest.step),
         "segment": str(manifest.segment),
         "attempt": str(manifest.attempt),
-        "digest": f"sha256:{digest}" if digest else "unknown",
+        "digest": digest or "unknown",
         "dataset": manifest.dataset,
         "size_bytes": str(sum(entry.size_bytes for entry in manifest.files)),
     }
 
 
+def checkpoint_tags(checkpoint: Checkpoint) -> dict[str, str]:
+    """What became of a checkpoint since it was verified; none where it may be resumed from."""
+    marks = {"prunella.revoked": checkpoint.revoked, "prunella.pruned": checkpoint.pruned}
+    return {tag: _text(mark.reason) for tag, mark in marks.items() if mark is not None}
+
+
 def best_checkpoint(history: History) -> str | None:
-    """The verified checkpoint with the lowest held-out loss, the earlier of two equals."""
-    verified = {checkpoint.manifest.name for checkpoint in history.checkpoints if checkpoint.is_verified}
-    judged: list[EvaluationRecord] = [
-        found
-        for found in history.evaluations
-        if found.checkpoint.name in verified and not found.is_regression and math.isfinite(found.heldout_loss_nats)
-    ]
-    best = min(judged, key=lambda found: found.heldout_loss_nats, default=None)
-    return best.checkpoint.name if best is not None else None
+    """The verified checkpoint with the lowest held-out loss whose files are there: retention keeps them."""
+    at_hand = {checkpoint.manifest.name for checkpoint in history.checkpoints if checkpoint.is_at_hand}
+    return best_evaluated(history.evaluations, among=at_hand)
 
 
 def last_verified_checkpoint(history: History) -> str | None:
-    """The checkpoint that was verified last."""
+    """The checkpoint that was verified last, of those whose files are there."""
     verified = [
         (checkpoint.validation.ended_ns, checkpoint.manifest.step, checkpoint.manifest.name)
         for checkpoint in history.checkpoints
-        if checkpoint.is_verified and checkpoint.validation is not None
+        if checkpoint.is_at_hand and checkpoint.validation is not None
     ]
     return max(verified)[2] if verified else None
 
@@ -153,9 +164,9 @@ INCIDENT_COLUMNS = (
 )
 
 
-def incident_table(history: History) -> dict[str, Any]:
+def incident_table(told: Sequence[IncidentStory]) -> dict[str, Any]:
     """The table of incidents in the form that `log_table` writes (pandas, orient split)."""
-    return {"columns": list(INCIDENT_COLUMNS), "data": [_incident_row(story) for story in stories(history)]}
+    return {"columns": list(INCIDENT_COLUMNS), "data": [_incident_row(story) for story in told]}
 
 
 def _incident_row(story: IncidentStory) -> list[Any]:

@@ -6,6 +6,7 @@ by listing, because a picture may discover; nothing that trains or heals depends
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from prunella.records import (
     CheckpointMark,
     DataPrepRecord,
     DecisionRecord,
+    Directive,
     EvaluationRecord,
     ExperimentRecord,
     FailedRecord,
@@ -64,6 +66,11 @@ class Checkpoint:
     def is_verified(self) -> bool:
         """Whether it passed, and nothing since said otherwise."""
         return self.validation is not None and self.validation.verdict is Verdict.ACCEPTED and self.revoked is None
+
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether it is verified and its files are still there: retention took none of them."""
+        return self.is_verified and self.pruned is None
 
     @property
     def is_rejected(self) -> bool:
@@ -124,7 +131,20 @@ class History:
     dataset: DataPrepRecord | FailedRecord | None
     segments: tuple[Segment, ...]
     firings: tuple[FaultFired, ...]
-    is_stop_requested: bool
+    directives: tuple[Directive, ...]
+
+    @property
+    def is_stop_requested(self) -> bool:
+        """Whether the last word of the operators is stop."""
+        return _is_stopped(self.directives)
+
+    def is_at_rest(self, at_ns: int) -> bool:
+        """Whether there was nothing to run at a moment: an operator's stop held, or every segment had been accepted."""
+        said = [directive for directive in self.directives if directive.at_ns <= at_ns]
+        totals = [self.experiment.config["segments"], *(word.segments for word in said if word.segments is not None)]
+        accepted = [segment.accepted for segment in self.segments]
+        done = sum(close is not None and close.closed_ns <= at_ns for close in accepted)
+        return _is_stopped(said) or done >= int(totals[-1])
 
     @property
     def runs(self) -> tuple[tuple[SegmentOpened, SegmentClosed | None], ...]:
@@ -164,6 +184,11 @@ class History:
         return replace(self, segments=tuple(segment for segment in segments if segment.runs), firings=firings)
 
 
+def _is_stopped(directives: Sequence[Directive]) -> bool:
+    words = [directive.is_stop for directive in directives if directive.is_stop is not None]
+    return bool(words and words[-1])
+
+
 def _segment_until(segment: Segment, at_ns: int) -> Segment:
     is_known = [run.opened_ns <= at_ns for run in segment.runs]
     return Segment(
@@ -193,7 +218,7 @@ def read_history(ledger: Ledger) -> History:
         dataset=ledger.find_stage_record(DataPrepRecord, ledger.dataset_key),
         segments=_mark_kept(_read_segments(ledger)),
         firings=_read_firings(ledger),
-        is_stop_requested=ledger.is_stop_requested(),
+        directives=tuple(ledger.directives()),
     )
 
 

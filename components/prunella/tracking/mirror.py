@@ -12,7 +12,7 @@ create a run. A parent is found again by the digest of the experiment's opening 
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -21,11 +21,21 @@ from typing import Any
 from prunella.ledger import Ledger
 from prunella.tracking import description
 from prunella.tracking.history import Attempt, History, read_history
+from prunella.tracking.incidents import IncidentStory, stories
 from prunella.tracking.mirror_models import mirror_checkpoints, set_aliases
 from prunella.tracking.mirror_runs import attempt_run, attempt_runs, mlflow_experiment, parent_run
-from prunella.tracking.mirror_values import log_dataset, log_params, log_points, set_status, set_tags
+from prunella.tracking.mirror_values import (
+    identities,
+    log_dataset,
+    log_params,
+    log_points,
+    send_points,
+    set_status,
+    set_tags,
+    unsent,
+)
 from prunella.tracking.mlflow_door import Door, opened
-from prunella.tracking.series import attempt_points, experiment_points
+from prunella.tracking.series import CLOSE_KEYS, attempt_points, close_points, close_stamp, experiment_points
 from prunella.tracking.summary import state
 
 logger = logging.getLogger(__name__)
@@ -78,16 +88,17 @@ def mirror(
 
 def _mirror(door: Door, history: History, parent_id: str, report: Path | None) -> MirrorResult:
     """Attempts first, then the parent, then what refers to both."""
-    known = attempt_runs(door, parent_id)
+    told, known = stories(history), attempt_runs(door, parent_id)
     children = tuple(
-        _mirror_attempt(door, history, attempt, attempt_run(door, parent_id, attempt, known)) for attempt in history.attempts
+        _mirror_attempt(door, history, told, attempt, attempt_run(door, parent_id, attempt, known))
+        for attempt in history.attempts
     )
     log_params(door, parent_id, description.config_params(history))
     log_dataset(door, parent_id, history)
     models = mirror_checkpoints(door, history, parent_id)
-    _mirror_series(door, history, parent_id, models)
+    _mirror_series(door, history, told, parent_id, models)
     set_aliases(door, history, models)
-    _log_table(door, parent_id, description.incident_table(history))
+    _log_table(door, parent_id, description.incident_table(told))
     _log_report(door, parent_id, report)
     set_tags(door, parent_id, description.experiment_tags(history) | {"mlflow.note.content": description.note(history)})
     set_status(door, parent_id, *_parent_status(history))
@@ -103,10 +114,10 @@ def _parent_status(history: History) -> tuple[str, int | None]:
     return status, (None if status == "RUNNING" else max(closes))
 
 
-def _mirror_attempt(door: Door, history: History, attempt: Attempt, run_id: str) -> str:
+def _mirror_attempt(door: Door, history: History, told: Sequence[IncidentStory], attempt: Attempt, run_id: str) -> str:
     """One child run. A child that already shows all of this is left alone: a catch-up costs what is missing."""
     door.check_deadline()
-    points, tags = attempt_points(attempt), description.attempt_tags(history, attempt)
+    points, tags = attempt_points(attempt), description.attempt_tags(attempt, told)
     status, ended_ns = description.attempt_status(history, attempt)
     mark = sha256(repr((points, tags, status)).encode()).hexdigest()
     if door.run(run_id).data.tags.get(_MIRRORED_TAG) != mark:
@@ -116,13 +127,28 @@ def _mirror_attempt(door: Door, history: History, attempt: Attempt, run_id: str)
     return run_id
 
 
-def _mirror_series(door: Door, history: History, parent_id: str, models: Mapping[str, str]) -> None:
+def _mirror_series(
+    door: Door, history: History, told: Sequence[IncidentStory], parent_id: str, models: Mapping[str, str]
+) -> None:
     """The parent's series. What MLflow has of them is asked for one by one, so not when it was left whole."""
-    points = experiment_points(history)
-    mark = sha256(repr(points).encode()).hexdigest()
+    points = experiment_points(history, told)
+    stamps = [close_stamp(history, close) for _, close in history.runs if close is not None]
+    mark = sha256(repr((points, stamps)).encode()).hexdigest()
     if door.run(parent_id).data.tags.get(_MIRRORED_TAG) != mark:
         log_points(door, parent_id, points, models, history)
+        _mirror_closes(door, history, parent_id)
         set_tags(door, parent_id, {_MIRRORED_TAG: mark})
+
+
+def _mirror_closes(door: Door, history: History, parent_id: str) -> None:
+    """The figures at each close, worked out where they are not there, and sent at once: a pass that is cut short is of use."""
+    there = identities(door, parent_id, CLOSE_KEYS)
+    closes = [close for _, close in history.runs if close is not None]
+    for close in closes:
+        at_ms, step = close_stamp(history, close)
+        if any((key, at_ms, step) not in there for key in CLOSE_KEYS):
+            door.check_deadline()
+            send_points(door, parent_id, unsent(close_points(history, close), there), {}, history)
 
 
 # ------------------------------------------------------------------------------------------------ artifacts

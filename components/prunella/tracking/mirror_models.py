@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from prunella.tracking import description
 from prunella.tracking.history import Checkpoint, History
@@ -13,21 +14,37 @@ _CHECKPOINT_TAG = "prunella.checkpoint"
 
 
 def mirror_checkpoints(door: Door, history: History, parent_id: str) -> dict[str, str]:
-    """Every verified checkpoint as an external model; returns model ids by checkpoint name."""
+    """Every verified checkpoint as an external model, with tags that say what became of it; returns model ids by name."""
     models = _find_models(door, parent_id)
     for checkpoint in history.checkpoints:
-        name = checkpoint.manifest.name
-        if checkpoint.is_verified and name not in models:
+        name, tags = checkpoint.manifest.name, description.checkpoint_tags(checkpoint)
+        if name in models:
+            _set_tags(door, models[name], tags)
+        elif checkpoint.is_verified:
             door.check_deadline()
-            models[name] = _create_model(door, history, parent_id, checkpoint)
-        elif checkpoint.revoked is not None and name in models:
-            door.client.set_logged_model_tags(models[name], {"prunella.revoked": checkpoint.revoked.reason})
-    return models
+            models[name] = _Model(id=_create_model(door, history, parent_id, checkpoint, tags), tags=tags)
+    return {name: model.id for name, model in models.items()}
 
 
-def _find_models(door: Door, parent_id: str) -> dict[str, str]:
-    """Finished models of the experiment; one that a kill left half made is removed, to be made again."""
-    models: dict[str, str] = {}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Model:
+    """A logged model as this pass found it."""
+
+    id: str
+    tags: Mapping[str, str]
+
+
+def _set_tags(door: Door, model: _Model, tags: Mapping[str, str]) -> None:
+    """Set the tags that are absent or say something else: most passes ask for nothing here."""
+    changed = {key: value for key, value in tags.items() if model.tags.get(key) != value}
+    if changed:
+        door.check_deadline()
+        door.client.set_logged_model_tags(model.id, changed)
+
+
+def _find_models(door: Door, parent_id: str) -> dict[str, _Model]:
+    """Finished models of the experiment, by checkpoint; one that a kill left half made is removed, to be made again."""
+    models: dict[str, _Model] = {}
     token: str | None = None
     while True:
         page = door.client.search_logged_models([door.experiment_id], f"source_run_id = '{parent_id}'", page_token=token)
@@ -35,7 +52,7 @@ def _find_models(door: Door, parent_id: str) -> dict[str, str]:
             if str(model.status) != "READY" or model.tags.get(_CHECKPOINT_TAG) is None:
                 _remove(door, model.model_id)
             else:
-                models[model.tags[_CHECKPOINT_TAG]] = str(model.model_id)
+                models[model.tags[_CHECKPOINT_TAG]] = _Model(id=str(model.model_id), tags=dict(model.tags))
         token = page.token
         if not token:
             return models
@@ -53,7 +70,7 @@ def _remove(door: Door, model_id: str) -> None:
         logger.warning("model_left_half_made model_id=%s", model_id)
 
 
-def _create_model(door: Door, history: History, parent_id: str, checkpoint: Checkpoint) -> str:
+def _create_model(door: Door, history: History, parent_id: str, checkpoint: Checkpoint, tags: Mapping[str, str]) -> str:
     import mlflow
 
     manifest = checkpoint.manifest
@@ -61,7 +78,7 @@ def _create_model(door: Door, history: History, parent_id: str, checkpoint: Chec
         model = mlflow.create_external_model(
             name=f"{history.experiment.name}-step-{manifest.step:06d}",
             source_run_id=parent_id,
-            tags={_CHECKPOINT_TAG: manifest.name},
+            tags={_CHECKPOINT_TAG: manifest.name, **tags},
             params=description.checkpoint_params(checkpoint),
             model_type="checkpoint",
             experiment_id=door.experiment_id,

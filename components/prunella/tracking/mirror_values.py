@@ -1,7 +1,7 @@
 """What a run in MLflow holds: points, params, tags, status, data set. Each call adds what is missing, and nothing twice."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from prunella.records import DataPrepRecord
 from prunella.tracking.history import History
@@ -11,32 +11,47 @@ from prunella.tracking.series import Point
 #: Batch limits of MLflow's API. Source: MLflow 3.17 `utils/validation.py`, 2026-11.
 _METRICS_A_BATCH = 1000
 _PARAMS_A_BATCH = 100
+#: What tells points of one run apart: key, stamp in milliseconds, step.
+Identity = tuple[str, int, int]
 
 
 def log_points(door: Door, run_id: str, points: Sequence[Point], models: Mapping[str, str], history: History) -> None:
     """Add the points that the run does not have. A point is there when its key has a value with its stamp and step."""
+    there = identities(door, run_id, {point.key for point in points})
+    send_points(door, run_id, unsent(points, there), models, history)
+
+
+def unsent(points: Iterable[Point], there: Set[Identity]) -> list[Point]:
+    """The points that are not there, in their order."""
+    by_identity = {(point.key, point.at_ms, point.step): point for point in points}
+    return [point for identity, point in by_identity.items() if identity not in there]
+
+
+def send_points(door: Door, run_id: str, points: Sequence[Point], models: Mapping[str, str], history: History) -> None:
+    """Add these points. The clock is looked at behind each batch: what a pass has worked out is not thrown away."""
     from mlflow.entities import Metric
 
     dataset = _dataset_identity(history)
     metrics = []
-    for point in _missing(door, run_id, points):
+    for point in points:
         model_id = models.get(point.checkpoint) if point.checkpoint is not None else None
         about = {"model_id": model_id} | dataset if model_id is not None else {}
         metrics.append(Metric(point.key, point.value, point.at_ms, point.step, **about))
     for start in range(0, len(metrics), _METRICS_A_BATCH):
+        batch = metrics[start : start + _METRICS_A_BATCH]
+        door.client.log_batch(run_id, metrics=batch)
+        door.points_added += len(batch)
         door.check_deadline()
-        door.client.log_batch(run_id, metrics=metrics[start : start + _METRICS_A_BATCH])
-    door.points_added += len(metrics)
 
 
-def _missing(door: Door, run_id: str, points: Sequence[Point]) -> list[Point]:
+def identities(door: Door, run_id: str, keys: Iterable[str]) -> set[Identity]:
+    """Every point that the run has of these keys."""
     logged = door.run(run_id).data.metrics
-    there: set[tuple[str, int, int]] = set()
-    for key in {point.key for point in points} & set(logged):
+    there: set[Identity] = set()
+    for key in set(keys) & set(logged):
         door.check_deadline()
         there |= {(key, value.timestamp, value.step) for value in door.client.get_metric_history(run_id, key)}
-    missing = {(point.key, point.at_ms, point.step): point for point in points}
-    return [point for identity, point in missing.items() if identity not in there]
+    return there
 
 
 def log_params(door: Door, run_id: str, params: Mapping[str, str]) -> None:

@@ -119,7 +119,7 @@ _TIME_TEXT = (
 )
 _INCIDENT_TEXT = (
     "What went wrong, who is to blame, what was decided, and how long it took, from the last moment all was known to be well "
-    "to the end of the first new useful step."
+    "to the end of the first new useful step, pauses left out."
 )
 _ACCURACY_TEXT = "After each promotion, with 95% intervals; the dashed line is chance."
 

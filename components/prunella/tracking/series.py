@@ -6,12 +6,12 @@ so an infinite value is left out and flagged by `stability/non_finite`; NaN is k
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from prunella.records import EvaluationRecord, Part, SegmentClosed, StepRecord
 from prunella.tracking.history import Attempt, History
-from prunella.tracking.incidents import stories
+from prunella.tracking.incidents import IncidentStory, incident_count
 from prunella.tracking.time_accounting import account
 
 
@@ -34,15 +34,13 @@ def attempt_points(attempt: Attempt) -> list[Point]:
     return [point for step in attempt.steps for point in step_points(step.record)]
 
 
-def experiment_points(history: History) -> list[Point]:
-    """The parent's series: kept steps of accepted segments, incidents, evaluations, and the figures at each close."""
-    accepted = [segment.index for segment in history.segments if segment.accepted is not None]
+def experiment_points(history: History, told: Sequence[IncidentStory]) -> list[Point]:
+    """The parent's series but for the figures at each close: kept steps of accepted segments, incidents, evaluations."""
+    accepted = {segment.index for segment in history.segments if segment.accepted is not None}
     kept = [step.record for step in history.steps if step.is_kept and step.segment in accepted]
     points = [point for record in kept for point in step_points(record)]
-    points += _incident_points(history)
+    points += _incident_points(told)
     points += [point for evaluation in history.evaluations for point in evaluation_points(evaluation)]
-    for _, close in history.runs:
-        points += _close_points(history, close) if close is not None else []
     return points
 
 
@@ -89,12 +87,12 @@ def dead_experts(record: StepRecord) -> float | None:
     return float(sum(counts.count(0) for counts in layers)) if layers else None
 
 
-def _incident_points(history: History) -> list[Point]:
+def _incident_points(told: Sequence[IncidentStory]) -> list[Point]:
     """Counters at the step after which the fault struck, so that they chart beside the loss."""
     points: list[Point] = []
     by_cause: dict[str, int] = {}
     lost_steps = 0
-    for story in stories(history):
+    for story in told:
         cause = story.incident.diagnosis.cause.value
         by_cause[cause] = by_cause.get(cause, 0) + 1
         lost_steps += story.incident.lost_steps
@@ -125,21 +123,43 @@ def evaluation_points(evaluation: EvaluationRecord) -> list[Point]:
     ]
 
 
-def _close_points(history: History, close: SegmentClosed) -> list[Point]:
-    """The experiment's figures as of one close: the table of runs shows the newest, the charts their course."""
+#: Series that have a point at every close.
+CLOSE_KEYS = (
+    "final/steps",
+    "final/tokens",
+    "final/attempts",
+    "final/incidents",
+    "final/ettr",
+    "final/elapsed_s",
+    *(f"time/{part.value}_s" for part in Part),
+)
+
+
+def close_stamp(history: History, close: SegmentClosed) -> tuple[int, int]:
+    """Stamp, in milliseconds, and step of all that is said of a close."""
+    step = close.checkpoint.step if close.checkpoint is not None else close.segment * history.config.steps_per_segment
+    return close.closed_ns // 1_000_000, step
+
+
+def close_points(history: History, close: SegmentClosed) -> list[Point]:
+    """The experiment's figures as of one close: the table of runs shows the newest, the charts their course.
+
+    Each costs an account of all time before it. What may be left out comes first, so that a list whose `CLOSE_KEYS` have
+    arrived is whole.
+    """
     seen = history.until(close.closed_ns)
     kept = seen.kept_steps
     time = account(seen, now_ns=close.closed_ns)
-    values = {
-        "final/steps": float(len(kept)),
-        "final/tokens": float(sum(record.tokens for record in kept)),
-        "final/attempts": float(len(seen.attempts)),
-        "final/incidents": float(len(stories(seen))),
-        "final/ettr": time.ettr,
-        "final/elapsed_s": time.elapsed_ns / 1e9,
-        **{f"time/{part.value}_s": time.parts_ns[part] / 1e9 for part in Part},
-    }
-    if kept and math.isfinite(kept[-1].loss_nats):
-        values["final/loss"] = kept[-1].loss_nats
-    step = close.checkpoint.step if close.checkpoint is not None else close.segment * history.config.steps_per_segment
-    return [Point(key=key, value=value, at_ms=close.closed_ns // 1_000_000, step=step) for key, value in values.items()]
+    figures = (
+        len(kept),
+        sum(record.tokens for record in kept),
+        len(seen.attempts),
+        incident_count(seen),
+        time.ettr,
+        time.elapsed_ns / 1e9,
+        *(time.parts_ns[part] / 1e9 for part in Part),
+    )
+    values: dict[str, float] = {"final/loss": kept[-1].loss_nats} if kept and math.isfinite(kept[-1].loss_nats) else {}
+    values |= {key: float(figure) for key, figure in zip(CLOSE_KEYS, figures, strict=True)}
+    at_ms, step = close_stamp(history, close)
+    return [Point(key=key, value=value, at_ms=at_ms, step=step) for key, value in values.items()]

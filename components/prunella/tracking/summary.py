@@ -95,16 +95,19 @@ def summary(history: History, *, mlflow_run_id: str | None, now_ns: int) -> Summ
 
 
 def state(history: History) -> str:
-    """`complete`, `failed`, `stopped`, or `running`: everything else, also between two segments."""
+    """`complete`, `failed`, `stopped`, or `running`: everything else, also between two segments.
+
+    A stop that ended the last run keeps the experiment `stopped` until the next run opens: taking it back starts nothing.
+    """
     accepted = [segment.index for segment in history.segments if segment.accepted is not None]
     if len(accepted) >= history.config.segments:
         return "complete"
     last = history.runs[-1][1] if history.runs else None
     if last is None:
         return "running"
-    if last.outcome is not Outcome.FAILED and history.is_stop_requested:
-        return "stopped"
-    return "running" if last.outcome is Outcome.ACCEPTED else "failed"
+    if last.outcome is Outcome.FAILED:
+        return "failed"
+    return "stopped" if last.outcome is Outcome.STOPPED or history.is_stop_requested else "running"
 
 
 def _incident(story: IncidentStory) -> IncidentSummary:

@@ -12,10 +12,12 @@ ends before it starts is dropped. It reads no clock.
 | stage | from start to end of a stage that has one purpose | gate, validation, evaluation, data_preparation |
 | episode | decisions; from one until the attempt it asks for opens; an incident inside a training window | decision, ... |
 | window | from the gate to the end of training, where training itself did not say more | unknown |
-| run | from opening to close of a DAG run; between runs where the next follows by itself | orchestration, paused |
+| run | a DAG run; between two, first what was waited for, then what the orchestrator took | orchestration, paused |
 
-A step that was begun when the fault struck is lost progress; waiting for a person is paused. `continuous` has no schedule to
-wait for, so the gap after an accepted segment is orchestration there, inside ETTR's denominator.
+A step that was begun when the fault struck is lost progress; waiting for a schedule or a person is paused. Where one command
+goes on by itself, or the schedule is `continuous`, nobody is waited for: what lies between two runs is orchestration there,
+inside ETTR's denominator. A run that never closed was either interrupted, which shows by its training (it was asked to stop,
+saved, and nothing of the run came after): then it is paused until the next run. Or it died: then that is orchestration.
 """
 
 from collections.abc import Iterable, Iterator
@@ -28,8 +30,10 @@ from prunella.records import (
     Outcome,
     Part,
     SegmentClosed,
+    SegmentOpened,
     Stage,
     StageRecord,
+    StopReason,
     TrainRecord,
     Verdict,
 )
@@ -130,6 +134,14 @@ def account(history: History, *, now_ns: int) -> TimeAccount:
     for stretch in timeline:
         parts_ns[stretch.part] += stretch.end_ns - stretch.start_ns
     return TimeAccount(timeline=timeline, elapsed_ns=end_ns - start_ns, parts_ns=parts_ns)
+
+
+def pauses(history: History) -> tuple[Stretch, ...]:
+    """When the experiment was paused, oldest first, as far as it has trained."""
+    start_ns = history.experiment.opened_ns
+    end_ns = max((step.record.end_ns for step in history.steps), default=start_ns)
+    timeline = settle(claims(history, end_ns), start_ns=start_ns, end_ns=end_ns)
+    return tuple(stretch for stretch in timeline if stretch.part is Part.PAUSED)
 
 
 def _end_ns(history: History, now_ns: int) -> int:
@@ -242,16 +254,63 @@ def _decision_claims(attempt: Attempt, following: Attempt | None) -> Iterator[Cl
 
 def _run_claims(history: History, end_ns: int) -> Iterator[Claim]:
     """DAG runs and the gaps between them; a run that never closed ends, at the latest, where the next one opens."""
-    free_ns, last = history.experiment.opened_ns, None
-    for index, (run, close) in enumerate(history.runs):
-        next_ns = history.runs[index + 1][0].opened_ns if index + 1 < len(history.runs) else end_ns
-        yield Claim(start_ns=free_ns, end_ns=run.opened_ns, part=_gap_part(history, index, last), layer=Layer.RUN)
-        free_ns, last = (close.closed_ns if close is not None else next_ns), close
-        yield Claim(start_ns=run.opened_ns, end_ns=free_ns, part=Part.ORCHESTRATION, layer=Layer.RUN)
+    runs = history.runs
+    if runs:
+        yield _run_claim(history.experiment.opened_ns, runs[0][0].opened_ns, Part.ORCHESTRATION)
+    for index, (run, close) in enumerate(runs):
+        following = runs[index + 1][0] if index + 1 < len(runs) else None
+        next_ns = end_ns if following is None else following.opened_ns
+        if close is None:
+            ended_ns, wanted_ns = _left_ns(history, run, next_ns), next_ns
+        else:
+            ended_ns = close.closed_ns
+            wanted_ns = ended_ns if following is None else _wanted_ns(history, close, following)
+        yield _run_claim(run.opened_ns, ended_ns, Part.ORCHESTRATION)
+        yield _run_claim(ended_ns, wanted_ns, Part.PAUSED)
+        if following is not None:
+            yield _run_claim(wanted_ns, next_ns, Part.ORCHESTRATION)
 
 
-def _gap_part(history: History, index: int, last: SegmentClosed | None) -> Part:
-    """A run follows by itself when it is the first, or when `continuous` starts it behind an accepted one."""
-    is_first = index == 0
-    is_chained = history.config.schedule == "continuous" and last is not None and last.outcome is Outcome.ACCEPTED
-    return Part.ORCHESTRATION if is_first or is_chained else Part.PAUSED
+def _run_claim(start_ns: int, end_ns: int, part: Part) -> Claim:
+    return Claim(start_ns=start_ns, end_ns=end_ns, part=part, layer=Layer.RUN)
+
+
+def _left_ns(history: History, run: SegmentOpened, next_ns: int) -> int:
+    """When a run without a close was interrupted; `next_ns` where it was not, or where that left no trace."""
+    attempt = next((found for found in reversed(history.attempts) if _is_of(found, run)), None)
+    training = attempt.training if attempt is not None else None
+    if attempt is None or not isinstance(training, TrainRecord) or training.stopped_by is not StopReason.SIGNAL:
+        return next_ns
+    # The next run stops what it finds training, and judges it: neither is a deed of this one.
+    has_gone_on = any(record.started_ns >= training.ended_ns for record in attempt.stage_records)
+    is_judged = attempt.decision is not None and attempt.decision.started_ns < next_ns
+    return next_ns if has_gone_on or is_judged else min(training.ended_ns, next_ns)
+
+
+def _is_of(attempt: Attempt, run: SegmentOpened | SegmentClosed) -> bool:
+    return (attempt.opened.segment, attempt.opened.run_index) == (run.segment, run.run_index)
+
+
+def _wanted_ns(history: History, close: SegmentClosed, following: SegmentOpened) -> int:
+    """From when on nothing but the orchestrator kept the next run waiting."""
+    if following.is_carried_on:
+        return close.closed_ns
+    if history.config.schedule != "continuous" or _is_left_to_a_person(history, close):
+        return following.opened_ns
+    words_ns = [word.at_ns for word in history.directives if close.closed_ns < word.at_ns < following.opened_ns]
+    moments_ns = (close.closed_ns, *words_ns, following.opened_ns)
+    return max((end_ns for at_ns, end_ns in pairwise(moments_ns) if history.is_at_rest(at_ns)), default=close.closed_ns)
+
+
+_WAITS = (Action.ASK, Action.STOP)
+
+
+def _is_left_to_a_person(history: History, close: SegmentClosed) -> bool:
+    """Whether the policy lets no run follow by itself, by what had been decided at the close."""
+    if close.outcome is Outcome.ACCEPTED:
+        return any(incident.action in _WAITS for incident in close.incidents)
+    last = next((attempt for attempt in reversed(history.attempts) if _is_of(attempt, close)), None)
+    if last is None:
+        return True
+    decision = last.decision
+    return decision is not None and decision.decided_ns <= close.closed_ns and decision.action in _WAITS

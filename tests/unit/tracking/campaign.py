@@ -58,6 +58,7 @@ START_NS = 1_795_000_000_000 * MS
 NODES = (NodeRef(name="node-0"), NodeRef(name="node-1"), NodeRef(name="node-2"))
 FAULTS = ("kill:rank=1,step=14", "bad-node:node=node-1,segment=0", "corrupt-checkpoint:step=20")
 STEP_MS = 100
+DIGEST = f"sha256:{'d' * 64}"
 
 
 def campaign_config(*, schedule: str = "manual") -> Config:
@@ -112,13 +113,24 @@ class Campaign:
         )
         self.ledger.put(self.ledger.dataset_key, record)
 
-    def open_run(self, segment: int, run_index: int = 0) -> str:
+    def open_run(self, segment: int, run_index: int = 0, *, is_carried_on: bool = False) -> str:
         run_id = f"{self.ledger.name}__seg-{segment:04d}__r{run_index}"
-        self.ledger.open_run(SegmentOpened(segment=segment, run_index=run_index, run_id=run_id, opened_ns=self.now_ns))
+        record = SegmentOpened(
+            segment=segment, run_index=run_index, run_id=run_id, opened_ns=self.now_ns, is_carried_on=is_carried_on
+        )
+        self.ledger.open_run(record)
         self.pass_ms(50)
         return run_id
 
-    def close_run(self, segment: int, outcome: Outcome, *, checkpoint: CheckpointRef | None, attempt: int | None) -> None:
+    def close_run(
+        self,
+        segment: int,
+        outcome: Outcome,
+        *,
+        checkpoint: CheckpointRef | None,
+        attempt: int | None,
+        incidents: tuple[Incident, ...] = (),
+    ) -> None:
         run = self.ledger.runs(segment)[-1]
         self.pass_ms(30)
         record = SegmentClosed(
@@ -132,6 +144,7 @@ class Campaign:
             attempt=attempt,
             checkpoint=checkpoint,
             is_promoted=checkpoint is not None,
+            incidents=incidents,
         )
         self.ledger.put(self.ledger.close_key(segment, run.run_index), record)
 
@@ -206,7 +219,16 @@ class Campaign:
         )
         self.ledger.put(self.ledger.record_key(segment, attempt, "gate_fabric"), fabric)
 
-    def train(self, segment: int, attempt: int, first: int, last: int, *, is_killed: bool = False) -> int:
+    def train(
+        self,
+        segment: int,
+        attempt: int,
+        first: int,
+        last: int,
+        *,
+        is_killed: bool = False,
+        stopped_by: StopReason = StopReason.END,
+    ) -> int:
         """Steps `first` to `last`, a candidate every 5; returns when the fault struck, in ns."""
         started_ns = self.now_ns
         loading = Span(part=Part.INITIALISATION, start_ns=started_ns, end_ns=self.pass_ms(300)[1])
@@ -233,7 +255,7 @@ class Campaign:
             started_ns=started_ns,
             ended_ns=self.now_ns,
             spans=tuple(spans),
-            stopped_by=StopReason.FAILURE if is_killed else StopReason.END,
+            stopped_by=StopReason.FAILURE if is_killed else stopped_by,
             first_step=first,
             last_step=last,
             candidates=candidates,
@@ -306,7 +328,7 @@ class Campaign:
             started_ns=start_ns,
             ended_ns=end_ns,
             checkpoint=ref,
-            digest=None if is_corrupt else "d" * 64,
+            digest=None if is_corrupt else DIGEST,
             checks=(ValidationCheck(name="digests", is_passed=not is_corrupt, value="1 of 1", reference="all"),),
         )
         self.ledger.put(self.ledger.verdict_key(name), record)
@@ -334,7 +356,7 @@ class Campaign:
             started_ns=start_ns,
             ended_ns=end_ns,
             checkpoint=ref,
-            digest="d" * 64,
+            digest=DIGEST,
             heldout_loss_nats=loss,
             bits_per_byte=loss / 2.0,
             heldout_tokens=8192,
@@ -396,7 +418,7 @@ def open_campaign(root: str, *, name: str = "moe", schedule: str = "manual") -> 
     return campaign
 
 
-def play_crash(campaign: Campaign) -> None:
+def play_crash(campaign: Campaign, *, action: Action = Action.RETRY_SAME_NODES) -> None:
     """Segment 0 until the verdict on its crashed attempt 0: steps 1 to 13 executed, candidates at 5 and 10."""
     campaign.pass_ms(10)
     campaign.open_run(0)
@@ -407,12 +429,12 @@ def play_crash(campaign: Campaign) -> None:
     campaign.fire(FAULTS[0], 0, 0)
     crash = campaign.incident(
         Cause.PROCESS_CRASH,
-        Action.RETRY_SAME_NODES,
+        action,
         fault_ns=fault_ns,
         detected_ns=fault_ns + 500 * MS,
         lost_steps=3,
     )
-    campaign.decide(0, 0, Action.RETRY_SAME_NODES, (crash,))
+    campaign.decide(0, 0, action, (crash,))
 
 
 def play_segment_0(campaign: Campaign) -> None:
@@ -439,15 +461,15 @@ def play_segment_0(campaign: Campaign) -> None:
     accept(campaign, 0, 2, "0000-02-0000", acc=0.41, loss=4.2)
 
 
-def play_segment_1(campaign: Campaign, *, pause_ms: int = 5000) -> None:
-    """A clean segment after a pause."""
+def play_segment_1(campaign: Campaign, *, is_carried_on: bool = False, loss: float = 3.6) -> None:
+    """A clean segment, 5 s after the one before."""
     previous = campaign.candidates["0000-02-0000"]
-    campaign.pass_ms(pause_ms)
-    campaign.open_run(1)
+    campaign.pass_ms(5000)
+    campaign.open_run(1, is_carried_on=is_carried_on)
     campaign.open_attempt(1, 0, previous)
     campaign.gate(1, 0)
     campaign.train(1, 0, 21, 40)
-    accept(campaign, 1, 0, "0001-00-0003", acc=0.55, loss=3.6)
+    accept(campaign, 1, 0, "0001-00-0003", acc=0.55, loss=loss)
 
 
 def accept(campaign: Campaign, segment: int, attempt: int, name: str, *, acc: float, loss: float) -> None:

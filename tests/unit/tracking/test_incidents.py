@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from prunella.errors import Cause
+from prunella.records import Action, Outcome
 from prunella.tracking.history import read_history
 from prunella.tracking.incidents import PHASES, stories
-from unit.tracking.campaign import MS, open_campaign, play, play_crash
+from unit.tracking.campaign import MS, STEP_MS, open_campaign, play, play_crash
 
 
 def test_every_incident_is_told_once_in_order(tmp_path: Path) -> None:
@@ -79,3 +80,27 @@ def test_no_phase_is_negative(tmp_path: Path, phase: str) -> None:
     told = stories(read_history(campaign.ledger))
 
     assert all(story.recovery_s[phase] >= 0 for story in told)
+
+
+def test_a_pause_is_no_part_of_a_recovery(tmp_path: Path) -> None:
+    campaign = open_campaign(str(tmp_path), schedule="cron:0 3 * * *")
+    campaign.open_run(0)
+    campaign.open_attempt(0, 0, None)
+    campaign.gate(0, 0)
+    campaign.train(0, 0, 1, 20)
+    last = campaign.validate("0000-00-0003")
+    campaign.decide(0, 0, Action.ACCEPT)
+    fault_ns, detected_ns = campaign.pass_ms(400)
+    lost = campaign.incident(Cause.VANISHED, Action.ACCEPT, fault_ns=fault_ns, detected_ns=detected_ns)
+    campaign.close_run(0, Outcome.ACCEPTED, checkpoint=last, attempt=0, incidents=(lost,))
+    campaign.pass_ms(86_400_000)
+    campaign.open_run(1)
+    campaign.open_attempt(1, 0, last)
+    campaign.gate(1, 0)
+    campaign.train(1, 0, 21, 40)
+
+    (story,) = stories(read_history(campaign.ledger))
+
+    until_loading_ms = 30 + 50 + 20 + 80 + 200 + 150 + 300
+    assert story.recovery_ns is not None
+    assert [story.recovery_ns[phase] // MS for phase in PHASES] == [400, 0, 0, until_loading_ms, 60, 40 + STEP_MS]

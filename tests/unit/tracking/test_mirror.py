@@ -10,11 +10,24 @@ import pytest
 import yaml
 
 from mlflow_pictures import history_of, snapshot
-from prunella.errors import TrackingUnavailable
-from prunella.tracking.history import read_history
+from prunella.checkpoint_history import prune
+from prunella.errors import Cause, TrackingUnavailable
+from prunella.records import Action, CheckpointMark, SegmentClosed
+from prunella.tracking.history import History, read_history
+from prunella.tracking.incidents import IncidentStory, stories
 from prunella.tracking.mirror import MirrorResult, mirror
 from prunella.tracking.mlflow_door import without_password
-from unit.tracking.campaign import Campaign, open_campaign, play, play_crash, play_segment_0, play_segment_1
+from prunella.tracking.series import Point, close_points
+from unit.tracking.campaign import (
+    DIGEST,
+    Campaign,
+    accept,
+    open_campaign,
+    play,
+    play_crash,
+    play_segment_0,
+    play_segment_1,
+)
 
 mlflow = pytest.importorskip("mlflow", reason="needs the component extra (mlflow)")
 
@@ -144,6 +157,78 @@ def test_a_mirror_that_was_away_catches_up(uri: str, tmp_path: Path) -> None:
     assert snapshot(uri, followed) == snapshot(uri, caught_up)
 
 
+def test_a_pass_works_out_the_figures_of_new_closes_only(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    campaign = open_campaign(str(tmp_path), name="closes")
+    play_segment_0(campaign)
+    mirror(campaign.ledger, uri=uri)
+    play_segment_1(campaign)
+    worked_out: list[int] = []
+
+    def noted(history: History, close: SegmentClosed) -> list[Point]:
+        worked_out.append(close.segment)
+        return close_points(history, close)
+
+    monkeypatch.setattr("prunella.tracking.mirror.close_points", noted)
+
+    result = mirror(campaign.ledger, uri=uri)
+
+    assert worked_out == [1]
+    assert len(history_of(uri, result.run_id)["final/ettr"]) == 2
+
+
+def test_a_pass_tells_the_incidents_once_however_many_attempts_there_are(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = play(str(tmp_path), name="told")
+    told: list[int] = []
+
+    def noted(history: History) -> tuple[IncidentStory, ...]:
+        told.append(len(history.attempts))
+        return stories(history)
+
+    for module in ("mirror", "summary"):
+        monkeypatch.setattr(f"prunella.tracking.{module}.stories", noted)
+
+    mirror(campaign.ledger, uri=uri)
+
+    assert told == [4, 4], "once for the pass, once for its note"
+
+
+def test_steps_that_a_revoked_end_checkpoint_undid_are_on_the_parent_twice_and_a_tag_names_them(
+    uri: str, tmp_path: Path
+) -> None:
+    campaign = open_campaign(str(tmp_path), name="undone")
+    play_segment_0(campaign)
+    mirror(campaign.ledger, uri=uri)
+    play_revoked_end(campaign)
+
+    result = mirror(campaign.ledger, uri=uri)
+
+    steps = [step for step, _, _ in history_of(uri, result.run_id)["train/loss"]]
+    assert steps == sorted([*range(1, 41), *range(16, 21)])
+    assert mlflow.MlflowClient(uri).get_run(result.run_id).data.tags["prunella.repeated_steps"] == "16-20"
+
+
+def play_revoked_end(campaign: Campaign) -> None:
+    """Segment 1: its first attempt finds that the end checkpoint of segment 0 loads no more; its second resumes at step 15."""
+    campaign.open_run(1)
+    campaign.open_attempt(1, 0, campaign.candidates["0000-02-0000"])
+    broken = campaign.incident(
+        Cause.CHECKPOINT_INVALID, Action.ROLL_BACK, fault_ns=campaign.now_ns, detected_ns=campaign.now_ns, lost_steps=5
+    )
+    campaign.decide(1, 0, Action.ROLL_BACK, (broken,))
+    mark(campaign, "0000-02-0000", "revoked")
+    campaign.open_attempt(1, 1, campaign.candidates["0000-01-0000"])
+    campaign.gate(1, 1)
+    campaign.train(1, 1, 16, 40)
+    accept(campaign, 1, 1, "0001-01-0004", acc=0.5, loss=3.6)
+
+
+def mark(campaign: Campaign, checkpoint: str, word: str) -> None:
+    record = CheckpointMark(checkpoint=checkpoint, reason="loads no more", at_ns=campaign.now_ns)
+    campaign.ledger.put(campaign.ledger.mark_key(checkpoint, word), record)
+
+
 def test_the_parent_gets_no_step_of_a_segment_that_is_not_accepted_yet(uri: str, tmp_path: Path) -> None:
     campaign = open_campaign(str(tmp_path), name="early")
     play_crash(campaign)
@@ -179,6 +264,54 @@ def test_aliases_name_the_last_verified_and_the_best_checkpoint(uri: str, mirror
     versions = [client.get_model_version_by_alias(name, alias) for alias in ("last-verified", "best")]
 
     assert [version.tags["prunella.checkpoint"] for version in versions] == ["0001-00-0003", "0001-00-0003"]
+
+
+def models_of(uri: str, result: MirrorResult) -> dict[str, Any]:
+    """Logged models by checkpoint."""
+    found = mlflow.MlflowClient(uri).search_logged_models([result.experiment_id], f"source_run_id = '{result.run_id}'")
+    return {model.params["checkpoint"]: model for model in found}
+
+
+def test_the_best_checkpoint_is_one_whose_files_retention_keeps_and_pruned_models_say_so(uri: str, tmp_path: Path) -> None:
+    campaign = open_campaign(str(tmp_path), name="pruned")
+    play_segment_0(campaign)
+    mirror(campaign.ledger, uri=uri)
+    play_segment_1(campaign, loss=4.5)
+    released = {status.manifest.name for status in prune(campaign.ledger, keep_last=1, keep_every=0, is_dry_run=False)}
+
+    result = mirror(campaign.ledger, uri=uri)
+
+    name = f"pruned-{read_history(campaign.ledger).experiment_sha256[:8]}"
+    best = mlflow.MlflowClient(uri).get_model_version_by_alias(name, "best").tags["prunella.checkpoint"]
+    models = models_of(uri, result)
+    assert best == "0000-02-0000"
+    assert best not in released
+    assert {name for name, model in models.items() if "prunella.pruned" in model.tags} == released & models.keys()
+    assert "0000-00-0001" in released & models.keys()
+
+
+def test_what_became_of_a_checkpoint_is_said_once(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    campaign = play(str(tmp_path), name="said-once")
+    mirror(campaign.ledger, uri=uri)
+    mark(campaign, "0000-01-0000", "revoked")
+    asked: list[str] = []
+    client = mlflow.MlflowClient
+    monkeypatch.setattr(client, "set_logged_model_tags", _noting(client.set_logged_model_tags, asked))
+
+    first = mirror(campaign.ledger, uri=uri)
+    mirror(campaign.ledger, uri=uri)
+
+    model = models_of(uri, first)["0000-01-0000"]
+    assert model.tags["prunella.revoked"] == "loads no more"
+    assert asked == [model.model_id]
+
+
+def test_a_model_carries_the_digest_as_the_ledger_writes_it(uri: str, mirrored: tuple[Campaign, MirrorResult]) -> None:
+    _, result = mirrored
+
+    digests = {model.params["digest"] for model in models_of(uri, result).values()}
+
+    assert digests == {DIGEST}
 
 
 @pytest.mark.parametrize("may_delete", [True, False])

@@ -60,7 +60,7 @@ def test_an_experiment_that_was_only_opened_is_running_with_no_losses(tmp_path: 
         (None, True, "running"),
         (Outcome.FAILED, False, "failed"),
         (Outcome.FAILED, True, "failed"),
-        (Outcome.STOPPED, False, "failed"),
+        (Outcome.STOPPED, False, "stopped"),
         (Outcome.STOPPED, True, "stopped"),
     ],
 )
