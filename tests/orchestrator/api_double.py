@@ -47,6 +47,11 @@ def evicted() -> dict[str, Any]:
     return {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}
 
 
+def evicted_while_created() -> dict[str, Any]:
+    """The kubelet has a word about its container, which never ran and has no log."""
+    return {**evicted(), "containerStatuses": [_container({"waiting": {"reason": "ContainerCreating"}})]}
+
+
 def evicted_while_running() -> dict[str, Any]:
     return {**ended(137), "reason": "Evicted"}
 
@@ -88,10 +93,11 @@ class Cluster:
         on_create: what the stage does, called with each pod that is made.
         log: what the stage wrote, with the times that the server adds.
         cut_logs: how many of the next readings of a log break off in the middle.
-        blind: how many of the next looks at a TrainJob say that there is none.
+        log_refusals: the statuses that the next readings of a log are answered with.
+        blind: how many of the next looks at a pod or TrainJob say that there is none.
         unavailable: how many of the next looks at a pod or TrainJob are answered with 503.
         meddling: changes of a node that others make, each just before a patch of ours arrives.
-        lost_answers: how many of the next patches are done and never answered.
+        lost_answers: how many of the next patches and creations are done and never answered.
         away_after: after how many requests the server cuts every connection without an answer; None for never.
         patches: every patch of a node that was accepted, with the node's name.
     """
@@ -101,6 +107,7 @@ class Cluster:
     on_create: Callable[[dict[str, Any]], None] = lambda document: None
     log: str = "2026-11-21T09:00:00.000000000Z stage_started\n2026-11-21T09:00:01.000000000Z stage_recorded\n"
     cut_logs: int = 0
+    log_refusals: list[int] = field(default_factory=list)
     unavailable: int = 0
     leaving: int = 0
     blind: int = 0
@@ -158,10 +165,11 @@ class Cluster:
             return self._job(verb, match["name"], body, match["query"] or "")
         if verb == "create":
             return self._create(json.loads(body))
-        if match["name"] not in self.pods:
+        if match["name"] not in self.pods or self.blind:
+            self.blind -= bool(self.blind)
             return 404, _status(404, "NotFound")
         if resource == "pods/log":
-            return 200, self.log_of(match["name"])
+            return self._log(match["name"])
         return self._delete(match["name"]) if verb == "delete" else self._look(match["name"])
 
     def _create(self, document: dict[str, Any]) -> tuple[int, Any]:
@@ -186,6 +194,12 @@ class Cluster:
             del self.pods[name]
             return 404, _status(404, "NotFound")
         return 200, {**self.pods[name], "status": state}
+
+    def _log(self, name: str) -> tuple[int, Any]:
+        if self.log_refusals:
+            code = self.log_refusals.pop(0)
+            return code, _status(code, "no log")
+        return 200, self.log_of(name)
 
     def _delete(self, name: str) -> tuple[int, Any]:
         return 200, self.pods.pop(name)
@@ -283,7 +297,7 @@ def serving(cluster: Cluster) -> Iterator[Cluster]:
             if cluster.away_after is not None and len(cluster.asked) >= cluster.away_after:
                 return
             code, found = cluster.answer(self.command, self.path, body, self.headers.get("Content-Type") or "")
-            if self.command == "PATCH" and cluster.lost_answers:
+            if self.command in ("PATCH", "POST") and cluster.lost_answers:
                 cluster.lost_answers -= 1
                 return
             data = found.encode() if isinstance(found, str) else json.dumps(found).encode()

@@ -16,6 +16,7 @@ from orchestrator.api_double import (
     Cluster,
     ended,
     evicted,
+    evicted_while_created,
     evicted_while_running,
     rights,
     running,
@@ -24,6 +25,7 @@ from orchestrator.api_double import (
 from prunella.errors import ConfigError
 from prunella.launch.kubernetes.pods import Manifest
 from prunella.launch.kubernetes.render import manifest
+from prunella.orchestration import cluster as door
 from prunella.records import Stage
 from unit.launch.kubernetes.examples import SETTINGS, launch
 
@@ -208,6 +210,47 @@ def test_a_log_that_breaks_off_is_taken_up_again(run: Run, cluster: Cluster, cap
     assert "stage_recorded" in capsys.readouterr().out
 
 
+def test_a_log_that_the_kubelet_cannot_give_for_a_while_is_taken_up_again(
+    run: Run, cluster: Cluster, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It restarts: more refusals than Airflow's provider has tries."""
+    cluster.log_refusals = [500] * 6
+    cluster.plan = [PENDING, *[running()] * 8, ended()]
+    caplog.set_level(logging.INFO)
+
+    run(GATE)
+
+    assert f"stage_log_unreadable pod={NAME}" in caplog.text
+    assert "stage_recorded" in capsys.readouterr().out
+    assert f"stage_pod_ended pod={NAME} phase=Succeeded" in caplog.text
+
+
+def test_a_pod_evicted_while_its_container_is_created_has_ended_although_it_has_no_log(
+    run: Run, cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.log_refusals = [400] * 20
+    cluster.plan = [PENDING, evicted_while_created()]
+    caplog.set_level(logging.INFO)
+
+    run(GATE)
+
+    assert f"stage_pod_ended pod={NAME} phase=Failed reason=Evicted" in caplog.text
+
+
+def test_a_log_that_is_not_there_does_not_mean_that_its_pod_is_gone(
+    run: Run, cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So answers a kubelet that has just begun, and does not know its pods yet."""
+    cluster.log_refusals = [404]
+    cluster.plan = [PENDING, *[running()] * 8, ended()]
+    caplog.set_level(logging.INFO)
+
+    run(GATE)
+
+    assert "stage_pod_gone" not in caplog.text
+    assert f"stage_pod_ended pod={NAME} phase=Succeeded" in caplog.text
+
+
 def test_an_api_that_is_away_for_a_moment_ends_nothing(run: Run, cluster: Cluster) -> None:
     cluster.unavailable = 2
 
@@ -215,6 +258,37 @@ def test_an_api_that_is_away_for_a_moment_ends_nothing(run: Run, cluster: Cluste
 
     assert list(cluster.pods) == [NAME]
     assert cluster.unavailable == 0
+
+
+def test_an_api_that_is_away_while_the_control_plane_is_upgraded_ends_nothing(
+    run: Run, cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """More refusals than two rounds of tries."""
+    cluster.unavailable = 12
+
+    run(GATE)
+
+    assert "cluster_away" in caplog.text
+    assert list(cluster.pods) == [NAME]
+    assert cluster.unavailable == 0
+
+
+def test_an_api_that_stays_away_fails_the_try(run: Run, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "PATIENCE_S", -1.0)
+    cluster.away_after = 3
+
+    with pytest.raises(door.ClusterAway, match="does not answer"):
+        run(GATE)
+
+
+@pytest.mark.parametrize("lost", [1, 7], ids=["one answer", "more than a round of tries"])
+def test_a_pod_whose_making_was_not_answered_is_found_and_not_made_twice(run: Run, cluster: Cluster, lost: int) -> None:
+    cluster.lost_answers = lost
+
+    run(GATE)
+
+    assert cluster.asked.count(("create", "pods")) == lost + 1
+    assert list(cluster.pods) == [NAME]
 
 
 # ------------------------------------------------------------------------------------------------ the name is the handle
@@ -269,6 +343,25 @@ def test_airflows_own_reattach_still_takes_the_finished_predecessor(cluster: Clu
 
     assert found.metadata.name == NAME
     assert SECOND_START["metadata"]["name"] not in cluster.pods
+
+
+def test_a_name_that_is_taken_since_the_look_before_is_ours(run: Run, cluster: Cluster) -> None:
+    cluster.pod(GATE, running(), running(), running(), ended())
+    cluster.blind = 1
+
+    run(GATE)
+
+    assert cluster.asked.count(("create", "pods")) == 1
+    assert list(cluster.pods) == [NAME]
+
+
+def test_a_name_that_somebody_else_took_since_the_look_before_is_refused(run: Run, cluster: Cluster) -> None:
+    foreign = {**GATE, "metadata": {**GATE["metadata"], "annotations": {"prunella.root": "s3://other"}}}
+    cluster.pod(foreign, running())
+    cluster.blind = 1
+
+    with pytest.raises(ConfigError, match="somebody else made it"):
+        run(GATE)
 
 
 def test_a_pod_of_that_name_that_answers_something_else_is_refused(run: Run, cluster: Cluster) -> None:

@@ -11,10 +11,21 @@ from typing import Any
 
 import pytest
 
-from orchestrator.api_double import GONE, PENDING, Cluster, ended, evicted, evicted_while_running, running, serving
-from prunella.errors import ConfigError
+from orchestrator.api_double import (
+    GONE,
+    PENDING,
+    Cluster,
+    ended,
+    evicted,
+    evicted_while_created,
+    evicted_while_running,
+    running,
+    serving,
+)
+from prunella.errors import Cause, ConfigError
 from prunella.fleet.lifecycle import Fleet, Owner
 from prunella.ledger import Ledger
+from prunella.orchestration import cluster as door
 from prunella.orchestration.claim import claim_key
 from prunella.orchestration.opening import StepFailed, open_attempt, prepare_data
 from prunella.orchestration.sweep import gate_swept_node, open_sweep
@@ -41,10 +52,12 @@ def story(root: str) -> Story:
 
 @pytest.fixture
 def cluster(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A cluster on which the root is a volume; a pod is seen running, then ended. The provider's pauses are left out."""
+    """A cluster on which the root is a volume; a pod is seen running, then ended. All pauses are left out, and with them all
+    patience with an API that is away."""
     settings = tmp_path / "cluster.toml"
     settings.write_text(f'claim = "prunella-root"\nclaim_path = "{root}"\n')
     monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr(door, "PATIENCE_S", -1.0)
     with serving(Cluster(plan=[running(), running(), running(), ended()])) as cluster:
         monkeypatch.setenv("PRUNELLA_LAUNCH", "kubernetes")
         monkeypatch.setenv("PRUNELLA_CLUSTER", str(settings))
@@ -156,6 +169,21 @@ def test_a_second_start_answers_for_the_first(do: Callable[..., Any], cluster: C
     do(gate())
 
     assert starts(cluster) == ["0", "1"]
+    assert Fleet(story.ledger.store).state("node-1") is NodeState.AVAILABLE
+
+
+def test_a_gate_that_was_evicted_before_it_had_a_log_is_started_anew(
+    do: Callable[..., Any], cluster: Cluster, story: Story
+) -> None:
+    answers = gated(story.ledger)
+    cluster.log_refusals = [400] * 20
+    cluster.plan = [evicted_while_created()]
+    cluster.on_create = lambda pod: answers(pod) if pod["metadata"]["labels"]["prunella.start"] == "1" else None
+
+    key = do(gate())
+
+    assert starts(cluster) == ["0", "1"]
+    assert len(story.ledger.vanishings(key)) == 1
     assert Fleet(story.ledger.store).state("node-1") is NodeState.AVAILABLE
 
 
@@ -286,9 +314,10 @@ def test_text_that_no_pod_can_see_is_refused_before_anything_is_sent(cluster: Cl
     (tmp_path / "book.txt").write_text("Call me Ishmael.")
     story = Story(root=root, config=Config(data=DataConfig(inputs=(str(tmp_path / "book.txt"),)))).begin()
 
-    with pytest.raises(StepFailed, match="where no pod sees it; put it into the store"):
+    with pytest.raises(StepFailed, match="where no pod sees it; put it into the store") as raised:
         prepare_data(story.open_run())
 
+    assert raised.value.cause is Cause.CONFIG_ERROR
     assert cluster.asked == []
 
 

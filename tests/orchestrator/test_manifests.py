@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from orchestrator.schemas import kept, kept_by_kubernetes, kept_by_trainer
 from unit.launch.kubernetes.examples import examples
-from unit.launch.kubernetes.installed import OVERLAYS, installed, one, pod_of
+from unit.launch.kubernetes.installed import OVERLAYS, installed, offered, one, pod_of
 
 _EXAMPLES = examples()
 
@@ -25,6 +25,12 @@ def test_what_is_installed_has_only_fields_that_the_official_models_know(overlay
     different = [document["metadata"]["name"] for document in documents if kept(document) != document]
 
     assert different == []
+
+
+@pytest.mark.parametrize("file", ["base/network-policies.yaml", "overlays/s3/store.yaml"])
+def test_what_is_there_to_be_uncommented_has_only_fields_that_the_official_models_know(file: str) -> None:
+    for document in offered(file):
+        assert kept(document) == document
 
 
 @pytest.mark.parametrize("stage", ["gate_fabric", "training_segment"])

@@ -13,7 +13,7 @@ from orchestrator.api_double import GONE, Cluster, job_status, rights, serving
 from orchestrator.schemas import trainer_models
 from prunella.config import CheckpointConfig, Config
 from prunella.errors import ConfigError, PrunellaError
-from prunella.orchestration import closing, cluster_train_jobs, stages
+from prunella.orchestration import closing, stages
 from prunella.orchestration import cluster as door
 from prunella.orchestration.claim import SegmentRun
 from prunella.orchestration.cluster_train_jobs import TrainJob
@@ -288,10 +288,27 @@ def test_an_api_that_is_away_ends_nothing(admitted: SegmentRun, cluster: Cluster
     assert cluster.unavailable == 0
 
 
+def test_a_train_job_is_made_or_found_by_a_try_that_begins_while_the_api_is_away(
+    admitted: SegmentRun, cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """More lost answers, and then more refusals, than a round of tries."""
+    cluster.lost_answers = 7
+    with pytest.raises(_WorkerDied):
+        stages.train_segment(admitted, 0, _die)
+    cluster.unavailable = 12
+    cluster.plan = [RUNS, COMPLETE]
+
+    assert train(admitted) is None
+
+    assert caplog.text.count("cluster_away") == 3
+    assert "train_job_out_of_sight" not in caplog.text
+    assert len(cluster.jobs) == 1
+
+
 def test_an_api_that_stays_away_fails_the_try_and_the_next_one_goes_on(
     admitted: SegmentRun, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster_train_jobs, "_PATIENCE_S", -1.0)
+    monkeypatch.setattr(door, "PATIENCE_S", -1.0)
     cluster.plan = [RUNS, COMPLETE]
     cluster.away_after = 3
     with pytest.raises(PrunellaError, match="does not answer"):

@@ -2,16 +2,20 @@
 
 It registers itself in the attempt's scratch so that a later try finds it, proves the request and the configuration by
 their digests, runs the stage, and writes the record with `put_new`. It exits 0 whenever it wrote a record, whatever that
-says. A fenced process writes nothing, and nor does a pod that lends its processes to another.
+says. Nothing is written by a fenced process, by a pod that lends its processes to another, or by a process that ends itself
+because its stage takes longer than it may.
 """
 
 import dataclasses
+import faulthandler
 import importlib
 import logging
 import os
 import signal
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +61,7 @@ EXIT_RECORDED = 0
 EXIT_FENCED = 3
 EXIT_NOT_FIRST = 4
 EXIT_HOST_LOST = 5
+_STDERR = 2
 
 
 def run_stage(stage: Stage, *, root: str, key: str, handle: Path | None = None) -> int:
@@ -74,6 +79,12 @@ def run_stage(stage: Stage, *, root: str, key: str, handle: Path | None = None) 
     if node_pods.is_guest():  # in a TrainJob every pod runs this command: the first runs the stage
         return EXIT_RECORDED if node_pods.lend(config, request) else EXIT_HOST_LOST
     logger.info("stage_started stage=%s request=%s", stage, key)
+    with ended_after(time_limit_s(stage, config)):
+        return _run_to_record(stage, ledger, request, config, started_ns)
+
+
+def _run_to_record(stage: Stage, ledger: Ledger, request: Any, config: Config, started_ns: int) -> int:
+    """Run the stage and write what came of it; returns the exit code."""
     try:
         with heavy_imports():
             module = importlib.import_module(STAGES[stage][0])
@@ -86,6 +97,29 @@ def run_stage(stage: Stage, *, root: str, key: str, handle: Path | None = None) 
     _write(ledger, request.output, _with_start_up(record))
     logger.info("stage_recorded stage=%s verdict=%s output=%s", stage, record.verdict, request.output)
     return EXIT_RECORDED
+
+
+def time_limit_s(stage: Stage, config: Config) -> float | None:
+    """How long a stage may take before it ends itself, in seconds; None for no limit."""
+    return config.gate.node_timeout_s if stage is Stage.GATE_NODE else None
+
+
+@contextmanager
+def ended_after(limit_s: float | None) -> Iterator[None]:
+    """End this process where the block takes longer than `limit_s` seconds: exit code 1, and in its log where it hung.
+
+    Whoever started it may watch the same limit and come first: either way there is no record. The interpreter's own watchdog
+    is no thread of Python and no signal, so that it also ends a process whose driver holds the interpreter's lock, and the
+    first process of a container.
+    """
+    if limit_s is None:
+        yield
+        return
+    faulthandler.dump_traceback_later(limit_s, exit=True, file=_STDERR)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _end_on_sigterm() -> None:

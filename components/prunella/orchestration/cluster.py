@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
-DENIED = (401, 403)
+#: Credentials that are not, or no longer, good.
+UNAUTHORIZED = 401
+DENIED = (UNAUTHORIZED, 403)
 NOT_THERE = 404
 #: The name is taken, or the object is not the one any more that a change was made from.
 CONFLICT = 409
@@ -31,6 +33,9 @@ TIMEOUT_S = 30.0
 #: 6 s in all; a kubelet writes its node every few seconds, so that losing five races with it in a row is not bad luck.
 _TRIES = 5
 _FIRST_PAUSE_S = 0.4
+#: How long the API may be away before a task gives up waiting for it, in seconds. Source: own choice 2026-11: a control plane
+#: is upgraded within that; Airflow's next try goes on waiting.
+PATIENCE_S = 1800.0
 
 
 class ClusterAway(PrunellaError):
@@ -102,6 +107,25 @@ def patiently(call: Callable[[], Answer], *, also: tuple[int, ...] = ()) -> Answ
             logger.info("cluster_asked_again error=%s", error)
         time.sleep(_FIRST_PAUSE_S * 2**index)
     raise AssertionError("the last try returns or raises")
+
+
+def outlast(call: Callable[[], Answer], *, also: tuple[int, ...] = ()) -> Answer:
+    """As `patiently`, round after round of tries, for as long as a control plane may be away: PATIENCE_S.
+
+    Raises:
+        ApiException: another answer, or to the end of a round one of `also`.
+        ClusterAway: the server stays away.
+    """
+    begun_s = time.monotonic()
+    while True:
+        try:
+            return patiently(call, also=also)
+        except ClusterAway as error:
+            away_s = time.monotonic() - begun_s
+            if away_s > PATIENCE_S:
+                raise
+            logger.warning("cluster_away for_s=%.0f limit_s=%.0f error=%s", away_s, PATIENCE_S, error)
+        time.sleep(_FIRST_PAUSE_S * 2**_TRIES)
 
 
 def _away(what: str) -> ClusterAway:

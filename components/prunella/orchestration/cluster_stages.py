@@ -41,6 +41,7 @@ def run_on_cluster(ledger: Ledger, key: str, request: Request, asking: Asking, i
     Raises:
         Unlaunchable: the stage cannot run on this cluster, or this is no task of an Airflow that can start pods.
         ConfigError: the cluster will never run it, or its name is somebody else's.
+        ClusterAway: its API stays away.
     """
     settings = load_settings()
     if request.stage is Stage.DATA_PREP:  # the first step of a segment, where a refusal costs nothing yet

@@ -22,9 +22,6 @@ logger = logging.getLogger(__name__)
 
 #: Conditions that end a TrainJob. Source: Kubeflow Trainer 2.3's API, 2026-11.
 _ENDS = ("Complete", "Failed")
-#: How long the API may be away before a task gives up waiting for it. Source: own choice 2026-11: a control plane is upgraded
-#: within that; Airflow's next try goes on waiting.
-_PATIENCE_S = 1800.0
 
 
 class TrainJob(Handle):
@@ -64,18 +61,19 @@ class TrainJob(Handle):
 
         Raises:
             ConfigError: the name belongs to something else, or the cluster refuses such a TrainJob.
-            ClusterAway: the API does not answer.
+            ClusterAway: the API stays away.
         """
-        found = self._read()
+        found = cluster.outlast(self._read)
         if found is not None:
             logger.info("train_job_reattached name=%s", self.name)
         else:
-            found = cluster.patiently(self._create)
+            found = cluster.outlast(self._create)
+        self._answered_s = time.monotonic()
         check_identity(str(self), self._document["metadata"]["annotations"], found["metadata"].get("annotations"))
 
     def is_there(self) -> bool:
-        """Whether the cluster has it, ended or not."""
-        return self._read() is not None
+        """Whether the cluster has it, ended or not. Raises ClusterAway where the API stays away."""
+        return cluster.outlast(self._read) is not None
 
     def _create(self) -> Manifest:
         """Whoever comes second, or whose first answer was lost, finds it there."""
@@ -116,7 +114,7 @@ class TrainJob(Handle):
         try:
             found = self._read()
         except cluster.ClusterAway as error:
-            if time.monotonic() - self._answered_s > _PATIENCE_S:
+            if time.monotonic() - self._answered_s > cluster.PATIENCE_S:
                 raise
             logger.warning("train_job_out_of_sight name=%s error=%s", self.name, error)
             return True

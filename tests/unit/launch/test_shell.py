@@ -3,6 +3,7 @@
 The stage of these tests is a module of our own in the table of stages, so that it can fail in every way.
 """
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 
 from prunella import errors
 from prunella.codec import digest
-from prunella.config import Config, TrainingConfig
+from prunella.config import Config, GateConfig, TrainingConfig
 from prunella.errors import Cause, ConfigError
+from prunella.launch import local
 from prunella.launch.handle import register
 from prunella.launch.shell import EXIT_FENCED, EXIT_HOST_LOST, EXIT_NOT_FIRST, EXIT_RECORDED, STAGES, run_stage
 from prunella.node_processes import LOOPBACK, free_port
@@ -22,7 +24,9 @@ from prunella.records import (
     DataPrepRecord,
     DataPrepRequest,
     FailedRecord,
+    GateNodeRecord,
     GateNodeRequest,
+    NodeRef,
     Part,
     Stage,
     Verdict,
@@ -312,3 +316,53 @@ def test_the_only_pod_of_a_train_job_runs_the_stage(
     code = run_stage(Stage.DATA_PREP, root=story.root, key=KEY)
 
     assert code == EXIT_RECORDED
+
+
+# ------------------------------------------------------------------------------------------------ time limits
+
+
+def test_a_gate_that_takes_longer_than_it_may_ends_itself_and_leaves_no_record(root: str, tmp_path: Path) -> None:
+    """A real process. Its imports take longer than its limit."""
+    story = Story(root=root, config=Config(gate=GateConfig(node_timeout_s=0.01))).begin()
+    prefix = "experiments/demo/segments/0000/attempts/00"
+    key, output = f"{prefix}/requests/gate_node-node-0.json", f"{prefix}/records/gate_node-node-0.json"
+    request = GateNodeRequest(
+        stage=Stage.GATE_NODE,
+        root=root,
+        experiment=story.name,
+        config_digest=digest(story.config),
+        output=output,
+        nodes=(NodeRef(name="node-0"),),
+        node="node-0",
+    )
+    story.ledger.put(key, request)
+
+    gate = local.start(["stage", "gate_node", "--root", root, "--request", key], log=tmp_path / "gate.log")
+
+    assert gate.wait(60.0) == 1
+    assert "Timeout (0:00:00.01" in (tmp_path / "gate.log").read_text()
+    assert story.ledger.find_stage_record(GateNodeRecord, output) is None
+
+
+_HANGS_WITH_THE_LOCK = """
+import ctypes
+from prunella.launch.shell import ended_after
+with ended_after(0.2):
+    ctypes.PyDLL(None).sleep(50)
+"""
+
+
+def test_a_limit_ends_a_process_that_hangs_with_the_interpreters_lock_and_says_where() -> None:
+    """A real process, in a call that gives the lock to nobody, as one into a driver may."""
+    done = subprocess.run([sys.executable, "-c", _HANGS_WITH_THE_LOCK], capture_output=True, text=True, timeout=40, check=False)
+
+    assert done.returncode == 1
+    assert 'File "<string>", line 5' in done.stderr
+
+
+def test_a_process_whose_stage_was_quick_enough_goes_on() -> None:
+    quick = "import time\nfrom prunella.launch.shell import ended_after\nwith ended_after(0.2): pass\ntime.sleep(0.4)"
+
+    done = subprocess.run([sys.executable, "-c", quick], capture_output=True, text=True, timeout=40, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")

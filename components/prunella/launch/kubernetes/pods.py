@@ -12,7 +12,7 @@ from typing import Any
 from prunella.errors import ConfigError
 from prunella.launch.kubernetes.naming import IDENTITY, ClusterLaunch
 from prunella.launch.kubernetes.placement import cordon_tolerations, node_affinity
-from prunella.launch.kubernetes.settings import ClusterSettings
+from prunella.launch.kubernetes.settings import STORE_KEYS, STORE_SETTINGS, ClusterSettings
 from prunella.records import GateNodeRequest
 
 Manifest = dict[str, Any]
@@ -67,11 +67,10 @@ def _store(launch: ClusterLaunch, settings: ClusterSettings) -> list[Manifest]:
         return []
     secret = {"name": settings.store_secret}
     config = {"name": settings.store_config, "optional": True}
-    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if settings.store_secret else ()
-    plain = ("AWS_REGION", "AWS_ENDPOINT_URL", "PRUNELLA_S3_STYLE")
+    keys = STORE_KEYS if settings.store_secret else ()
     return [
         *({"name": key, "valueFrom": {"secretKeyRef": {**secret, "key": key}}} for key in keys),
-        *({"name": key, "valueFrom": {"configMapKeyRef": {**config, "key": key}}} for key in plain),
+        *({"name": key, "valueFrom": {"configMapKeyRef": {**config, "key": key}}} for key in STORE_SETTINGS),
     ]
 
 

@@ -7,20 +7,26 @@ file, and checks only that it can be meant as written; it never holds a secret, 
 import os
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prunella import codec
+from prunella import __version__, codec
 from prunella.errors import ConfigError
-from prunella.launch.images import image_name, image_of
+from prunella.launch.images import STAGE_IMAGES, image_name, image_of
 from prunella.records import Stage
 
 #: Names the settings file where no option does.
 VARIABLE = "PRUNELLA_CLUSTER"
+#: Keys of the secret and of the config map that tell a pod how to reach the bucket: names of variables, there and here.
+STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+STORE_SETTINGS = ("AWS_REGION", "AWS_ENDPOINT_URL", "PRUNELLA_S3_STYLE")
 #: Kubernetes' form of a quantity, without exponents. Source: its reference of resource quantities, 2026-11.
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTPE]|[KMGTPE]i)?")
 #: Names of namespaces, accounts, secrets, claims and runtimes. Source: RFC 1123 labels.
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+#: A tag, or a digest. Source: OCI distribution specification 1.1, 2026-11.
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}|sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +68,8 @@ class ClusterSettings:
 
     Attributes:
         image_prefix: registry of the images, with its slash; empty for images that the nodes have.
+        image_tags: by image (`trainer`, `worker`) the tag that was pushed, or its digest (`sha256:` and so on); our version for
+            one that is not named. A node that has a tag never asks for it again: one that is pushed twice is two programs.
         service_account: whom pods of stages run as; it may do nothing.
         runtime: name of the TrainingRuntime behind every TrainJob.
         store_secret: secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty where the nodes may reach the bucket.
@@ -79,6 +87,7 @@ class ClusterSettings:
 
     namespace: str = "prunella"
     image_prefix: str = ""
+    image_tags: dict[str, str] = field(default_factory=dict)
     service_account: str = "prunella-stage"
     runtime: str = "prunella-torch"
     store_secret: str = "prunella-store"  # noqa: S105 - the name of a secret, not one
@@ -99,10 +108,14 @@ class ClusterSettings:
                 )
         if self.user < 1:
             raise ConfigError(f"cluster settings: user {self.user} would be root; give a number above 0")
-        stages = [stage.value for stage in Stage]
-        for name in self.resources:
-            if name not in stages:
-                raise ConfigError(f"cluster settings: resources: no stage is called {name!r}{codec.suggest(name, stages)}")
+        _check_known("resources", "stage", self.resources, [stage.value for stage in Stage])
+        _check_known("image_tags", "image", self.image_tags, list(STAGE_IMAGES))
+        for tag in self.image_tags.values():
+            if not _TAG.fullmatch(tag):
+                raise ConfigError(
+                    f"cluster settings: image_tags: {tag!r} cannot be a tag: expected letters, digits, '_', '.' and '-', or "
+                    "'sha256:' and 64 hexadecimal digits; `podman images --digests` shows what was pushed"
+                )
 
     def of(self, stage: Stage) -> Resources:
         """What a pod of this stage asks for."""
@@ -110,7 +123,14 @@ class ClusterSettings:
 
     def image(self, stage: Stage) -> str:
         """The image of a stage: data preparation needs no torch."""
-        return image_name(image_of(stage), self.image_prefix)
+        image = image_of(stage)
+        return image_name(image, self.image_prefix, self.image_tags.get(image, __version__))
+
+
+def _check_known(table: str, kind: str, found: Iterable[str], known: list[str]) -> None:
+    for name in found:
+        if name not in known:
+            raise ConfigError(f"cluster settings: {table}: no {kind} is called {name!r}{codec.suggest(name, known)}")
 
 
 def load_settings(path: str | None = None) -> ClusterSettings:

@@ -27,6 +27,15 @@ def _gathered(folder: Path) -> list[Manifest]:
     return found
 
 
+def offered(file: str) -> list[Manifest]:
+    """The documents of a file of the folder that stand there as comments, for whoever needs them: all behind `#---`."""
+    _, mark, commented = (FOLDER / file).read_text().partition("#---\n")
+    lines = commented.splitlines(keepends=True)
+    assert mark
+    assert all(line.startswith("#") for line in lines), "what is installed comes first in the file"
+    return list(yaml.safe_load_all("".join(line[1:] for line in lines)))
+
+
 def one(documents: list[Manifest], kind: str, name: str) -> Manifest:
     """The only document of this kind and name."""
     (found,) = [d for d in documents if d["kind"] == kind and d["metadata"]["name"] == name]

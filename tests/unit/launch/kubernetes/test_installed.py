@@ -12,7 +12,7 @@ from prunella.launch.kubernetes.settings import ClusterSettings, load_settings
 from prunella.launch.kubernetes.trainjobs import API_VERSION, SPANS_NODES
 from prunella.records import Stage
 from unit.launch.kubernetes.examples import examples
-from unit.launch.kubernetes.installed import FOLDER, OVERLAYS, installed, one, pod_of
+from unit.launch.kubernetes.installed import FOLDER, OVERLAYS, installed, offered, one, pod_of
 
 _DEFAULTS = ClusterSettings()
 
@@ -271,6 +271,26 @@ def test_a_stage_calls_dns_the_store_and_its_own_kind_only_and_training_kubeflow
     assert len(own) == (1 if Stage(name) in SPANS_NODES else 0)
     assert len(kubeflow) == (1 if Stage(name) is Stage.TRAINING_SEGMENT else 0)
     assert len(peers) == len(outside) + len(dns) + len(own) + len(kubeflow)
+
+
+@pytest.mark.parametrize(
+    ("file", "blocks", "ports"),
+    [
+        ("base/network-policies.yaml", ["169.254.20.10/32"], [("UDP", 53), ("TCP", 53)]),
+        ("overlays/s3/store.yaml", ["169.254.169.254/32", "169.254.170.23/32"], [("TCP", 80)]),
+    ],
+    ids=["node-local DNS", "identity"],
+)
+def test_a_way_that_only_some_clusters_have_is_there_to_be_uncommented_and_holds_for_every_stage(
+    file: str, blocks: list[str], ports: list[tuple[str, int]]
+) -> None:
+    (policy,) = offered(file)
+
+    (rule,) = policy["spec"]["egress"]
+    assert (policy["kind"], policy["metadata"]["namespace"]) == ("NetworkPolicy", _DEFAULTS.namespace)
+    assert all(selected(policy, pod["metadata"]["labels"]) for pod in pods_on_the_cluster().values())
+    assert [peer["ipBlock"]["cidr"] for peer in rule["to"]] == blocks
+    assert [(port["protocol"], port["port"]) for port in rule["ports"]] == ports
 
 
 def namespace_of(peer: dict[str, Any]) -> str | None:
