@@ -1,8 +1,9 @@
 """Build the images of this folder (`make images`), one a folder, with whatever builds images on this machine.
 
 The wheels come first, made from the locks by this Python's pip with its own settings, so that a build fetches nothing: it
-needs no network, no index settings and no certificates inside. The base is the official Python image, or one made here out
-of Debian packages (`--base bootstrap`), which is what a machine without a Docker engine gets. Beside each image lies a bill of
+needs no network, no index settings and no certificates inside. Those of the lock and our own become two layers: after a change
+of our code only the small one is made anew, pushed and pulled. The base is the official Python image, or one made here out of
+Debian packages (`--base bootstrap`), which is what a machine without a Docker engine gets. Beside each image lies a bill of
 materials (CycloneDX) of what is really in it. Ends with what each weighs.
 """
 
@@ -31,10 +32,11 @@ OFFICIAL_BASE = f"python:{PYTHON}-slim-bookworm"
 BOOTSTRAP = "bootstrap"
 _BOOTSTRAP_TAG = "localhost/prunella/base:bookworm"
 _BOOTSTRAP_PACKAGES = "python3,python3-venv,ca-certificates"
-#: How each builder is called. chroot isolation asks nothing of the kernel, and OCI's own format has no health check.
+#: How each builder is called. chroot isolation asks nothing of the kernel, and OCI's own format has no health check. Without
+#: layers podman would find nothing of an earlier build again, and make one layer of all that an image adds to its base.
 _BUILDERS = {
     "docker": ("docker", "build", "--network=none"),
-    "podman": ("podman", "build", "--isolation=chroot", "--format=docker", "--layers=false"),
+    "podman": ("podman", "build", "--isolation=chroot", "--format=docker", "--layers=true"),
 }
 #: podman's own limits are refused on some machines (see `launch/container.py`), and it wants systemd for health checks.
 _LIMITS = {"docker": (), "podman": ("--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096", "--no-healthcheck")}
@@ -97,6 +99,7 @@ def _build(image: str, builder: str, base: str, prefix: str, torch_index: str | 
     context.mkdir(parents=True, exist_ok=True)
     print(f"{image}: wheels of requirements/{LOCKS[image]}.lock", flush=True)
     _make_wheels(image, context / "wheels", torch_index if is_cuda else None)
+    _make_own_wheel(image, context / "package")
     shutil.copyfile(REPOSITORY / "containers" / image / "Dockerfile", context / "Dockerfile")
     arguments = {"BASE": base, "VERSION": _version(), "REVISION": _revision(), "ACCELERATOR": "cuda" if is_cuda else "cpu"}
     if image != "trainer":
@@ -107,7 +110,7 @@ def _build(image: str, builder: str, base: str, prefix: str, torch_index: str | 
 
 
 def _make_wheels(image: str, folder: Path, torch_index: str | None) -> None:
-    """Every package of the lock as a wheel, and this one. What is there already is not made again."""
+    """Every package of the lock as a wheel. What is there already is not made again."""
     file = REPOSITORY / "requirements" / f"{LOCKS[image]}.lock"
     lock = [line for line in file.read_text().splitlines() if "==" in line]
     kept = {path for pin in lock if (path := _wheel_of(pin, folder)) is not None and torch_index is None}
@@ -120,8 +123,14 @@ def _make_wheels(image: str, folder: Path, torch_index: str | None) -> None:
         # A CUDA build brings packages of its own, which no lock of ours knows. Those that the lock does know lie in the folder
         # by now, and pip is held to these versions: where torch wants another, it ends here and not in an image.
         _wheel(image, folder, "--index-url", torch_index, "--find-links", str(folder), "--constraint", str(file), *torch)
-    _wheel(image, folder, "--no-deps", "--no-build-isolation", str(REPOSITORY))
     _refuse_twins(folder)
+
+
+def _make_own_wheel(image: str, folder: Path) -> None:
+    """This package as the only wheel of its folder."""
+    for path in folder.glob("*.whl"):
+        path.unlink()
+    _wheel(image, folder, "--no-deps", "--no-build-isolation", str(REPOSITORY))
 
 
 def _wheel(image: str, folder: Path, *arguments: str) -> None:

@@ -5,8 +5,8 @@ stack is moved to a bucket, a PostgreSQL and data of your own. Then it hands com
 Docker, to podman-compose. What compose.yaml asks for, that file alone answers, never the shell: half of the stack is told by
 compose, the other half reads the file itself, and both must mean the same.
 
-Said again after an edit it makes every service anew, and ends those that the file names no more. Other words go to compose as
-they are: `make stack ARGS=down`, `make stack ARGS="logs airflow"`.
+Said again after an edit or another `make images` it makes every service anew, and ends those that the file names no more.
+Other words go to compose as they are: `make stack ARGS=down`, `make stack ARGS="logs airflow"`.
 """
 
 import argparse
@@ -15,33 +15,39 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import string
 import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 
+import docker
 import yaml
+from docker.errors import DockerException
 from dotenv import dotenv_values
 
 from prunella.data_prep.sources import stdlib_folder
 from prunella.errors import PrunellaError
-from prunella.launch.images import PREFIX_VARIABLE
+from prunella.launch.engine import is_rootless
+from prunella.launch.images import PREFIX_VARIABLE, WORKER, image_name
 from prunella.node_processes import free_port
 from prunella.orchestration import live
+from prunella.orchestration.airflow_api import AirflowApi
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
 COMPOSE = HERE / "compose.yaml"
 #: A variable that compose.yaml asks for.
 _ASKED = re.compile(r"\$\{(\w+)")
-#: Marks every service with the settings that it was made with.
+#: Marks every service with the settings and images that it was made with.
 SETTINGS_VARIABLE = "PRUNELLA_SETTINGS"
 #: The services that run where COMPOSE_PROFILES names them, by the profile of the same name.
 OPTIONAL = ("postgres", "s3", "mlflow")
+#: Images of ours that services run.
+IMAGES = ("airflow", WORKER)
 UP = ["up", "--detach"]
 #: Below the stack's folder: a folder each for what its services keep.
 KEPT = ("airflow", "corpus", "postgres", "published", "s3", "scratch")
@@ -64,6 +70,7 @@ def main() -> None:
         print(f"wrote {file}: edit it to use a bucket, a PostgreSQL or data of your own, then run this again")
     engine, compose = _compose()
     environment, words = environment_of(file), given.words or UP
+    environment[SETTINGS_VARIABLE] = mark(file, image_ids(engine, environment))
     if words[0] in ("up", "down"):
         end_unnamed(engine, environment)
     code = subprocess.run([*compose, "--env-file", str(file), "--file", str(COMPOSE), *words], env=environment).returncode
@@ -78,13 +85,21 @@ def environment_of(file: Path) -> dict[str, str]:
     said = {name: value for name, value in dotenv_values(file).items() if value is not None}
     asked = {*_ASKED.findall(COMPOSE.read_text()), *said}
     kept = {name: value for name, value in os.environ.items() if name not in asked and not name.startswith("COMPOSE_")}
-    return {**kept, **said, SETTINGS_VARIABLE: _mark(file)}
+    return {**kept, **said}
 
 
-def _mark(file: Path) -> str:
-    """Another one after each edit, of the file or of compose.yaml. It is the same for all services, so that either all of them
-    are made anew or none."""
-    return hashlib.sha256(file.read_bytes() + COMPOSE.read_bytes()).hexdigest()[:16]
+def image_ids(engine: str, environment: Mapping[str, str]) -> list[str]:
+    """Of our images that services run, as the engine has them; empty for one that it has not, which compose fetches."""
+    prefix, version = environment.get(PREFIX_VARIABLE, ""), environment.get("PRUNELLA_VERSION", "")
+    asked = [[engine, "image", "inspect", "--format={{.Id}}", image_name(image, prefix, version)] for image in IMAGES]
+    return [subprocess.run(command, capture_output=True, text=True).stdout.strip() for command in asked]
+
+
+def mark(file: Path, images: Iterable[str]) -> str:
+    """Another one after each edit, of the file or of compose.yaml, and for each other build of our images, of which
+    podman-compose sees only the name. It is the same for all services, so that either all of them are made anew or none."""
+    ids = " ".join(images)
+    return hashlib.sha256(file.read_bytes() + COMPOSE.read_bytes() + ids.encode()).hexdigest()[:16]
 
 
 def end_unnamed(engine: str, environment: Mapping[str, str]) -> None:
@@ -106,17 +121,19 @@ def write_settings(file: Path, folder: Path) -> None:
     """The file that says everything, readable by its owner only, and the folders it names."""
     user = (os.getuid() or USER_OF_IMAGES, os.getgid() or USER_OF_IMAGES)
     engine = _engine_socket(user[0])
+    namespace = _user_namespace(engine)
     _make_folders(folder, *user)
     values = {
         "folder": folder,
         "user": "{}:{}".format(*user),
+        "userns": namespace,
         "socket": engine,
         "socket_group": engine.stat().st_gid,
         "prefix": os.environ.get(PREFIX_VARIABLE, ""),
         "version": tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"],
         "file": file,
         **{f"{name}_secret": secrets.token_hex(16) for name in ("s3", "postgres")},
-        **{f"{name}_port": _port(usual) for name, usual in PORTS.items()},
+        **{f"{name}_port": free_port(usual) for name, usual in PORTS.items()},
     }
     text = string.Template((HERE / "stack.env.template").read_text()).substitute(values)
     file.touch(mode=0o600)
@@ -134,23 +151,12 @@ def _make_folders(folder: Path, user: int, group: int) -> None:
             os.chown(path, user, group, follow_symlinks=False)
 
 
-def _port(usual: int) -> int:
-    """The port that people expect, or a free one where somebody has it."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((live.HOST, usual))
-        except OSError:
-            return free_port()
-    return usual
-
-
 def _engine_socket(user: int) -> Path:
     """The socket of the engine that runs the stages, which Airflow's container must be able to use."""
     named = os.environ.get("DOCKER_HOST", "")
     usual = [Path("/var/run/docker.sock"), Path("/run/podman/podman.sock"), Path(f"/run/user/{os.getuid()}/podman/podman.sock")]
     candidates = [Path(named.removeprefix("unix://"))] if named.startswith("unix://") else usual
-    found = next((path for path in candidates if path.is_socket()), None)
+    found = next((path for path in candidates if _is_socket(path)), None)
     if found is None:
         sys.exit(
             f"make stack: expected the socket of a container engine at {' or '.join(map(str, candidates))}, found none; start "
@@ -163,6 +169,33 @@ def _engine_socket(user: int) -> Path:
             f"{status.st_mode & 0o777:o} of user {status.st_uid}; run: chmod g+rw {found}"
         )
     return found
+
+
+def _is_socket(path: Path) -> bool:
+    """Whether a socket is there and within reach: Debian lets nobody but root look into /run/podman."""
+    try:
+        return path.is_socket()
+    except PermissionError:
+        return False
+
+
+def _user_namespace(path: Path) -> str:
+    """Where the services take their users from: `host` or, of podman without root, `keep-id`. There a container's users but
+    root are strangers to the stack's files and the engine's socket, unless whoever runs it keeps the number it has outside.
+    Root would own them, but PostgreSQL refuses to run as root."""
+    try:
+        with closing(docker.DockerClient(base_url=f"unix://{path}")) as engine:
+            if not is_rootless(engine):
+                return "host"
+            parts = [part["Name"] for part in engine.version().get("Components") or []]
+    except (DockerException, OSError) as error:
+        sys.exit(f"make stack: {path}: expected a container engine that answers, found none ({error}); start it and try again")
+    if "Podman Engine" not in parts:
+        sys.exit(
+            f"make stack: {path}: expected podman, or Docker as root, found Docker without root, which cannot "
+            "give a container the user who runs it; name another engine: DOCKER_HOST=unix:///PATH"
+        )
+    return "keep-id"
 
 
 def _compose() -> tuple[str, list[str]]:
@@ -186,7 +219,7 @@ def _wait_until_ready(file: Path) -> str:
     )
     try:
         _wait_for_password(settings)
-        api = live.AirflowApi(settings.airflow_url, live.USER, live.password(settings))
+        api = AirflowApi(settings.airflow_url, live.USER, live.password(settings))
         api.wait_until_ready("pretrain_segment", START_TIMEOUT_S)
     except PrunellaError as error:
         sys.exit(f"make stack: {error}\nwhat the services say: make stack ARGS=logs")

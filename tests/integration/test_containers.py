@@ -4,6 +4,7 @@ The stage is data prep, held up by the fault `storage-down` for as long as a tes
 """
 
 import contextlib
+import dataclasses
 import os
 import signal
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from prunella.launch.door import Launch
 from prunella.launch.handle import Handle
 from prunella.launch.images import WORKER
 from prunella.records import FailedRecord
+from prunella.scratch import scratch_base
 from unit.launch.test_door import held_launch_under, launch_under, record_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -166,6 +168,51 @@ def test_a_container_sees_the_credentials_of_the_home_folder_and_cannot_change_t
 
     assert [mount["RW"] for mount in found["Mounts"] if mount["Destination"] == str(credentials)] == [False]
     assert f"AWS_SHARED_CREDENTIALS_FILE={credentials}" in found["Config"]["Env"]
+
+
+def test_a_container_that_dies_before_it_registers_is_removed_and_its_last_words_are_in_the_log(launch: Launch) -> None:
+    mistaken = Mistaken(**{field.name: getattr(launch, field.name) for field in dataclasses.fields(launch)})
+
+    handle = door.start_or_attach(mistaken)
+
+    assert handle is None
+    assert "no-such-command" in launch.log.read_text()
+    assert container._state(container._name(launch)) is None
+
+
+class Mistaken(Launch):
+    """A launch whose command no process understands."""
+
+    @property
+    def command(self) -> list[str]:
+        return ["no-such-command"]
+
+
+def test_a_container_that_does_not_register_in_time_is_ended_and_removed(
+    held_launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "_REGISTER_TIMEOUT_S", 0.0)
+
+    handle = door.start_or_attach(held_launch)
+
+    assert handle is None
+    assert container._state(container._name(held_launch)) is None
+
+
+def test_a_command_ends_and_leaves_no_container_but_those_that_others_have_just_made(tmp_path: Path) -> None:
+    scratch_base().mkdir(parents=True, exist_ok=True)
+    other = f"prunella-other-{os.getpid()}"
+    folders = container._mounts([tmp_path], ())
+    container._create(other, WORKER, ["fault", "list"], log=tmp_path / "log", folders=folders, environment={}, label="command")
+
+    code = door.start_command(["fault", "list"], log=tmp_path / "log", writes=[]).wait(60.0)
+
+    left = container._state(other)
+    container._engine().api.remove_container(other, force=True)
+    assert code == 0
+    assert "kill" in (tmp_path / "log").read_text()
+    assert left is not None
+    assert left["Status"] == "created"
 
 
 def test_a_container_that_cannot_be_started_is_one_clear_error(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:

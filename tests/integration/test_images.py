@@ -55,7 +55,8 @@ def test_no_layer_was_made_with_a_secret(image: str) -> None:
     words = json.dumps([made.history(), made.attrs["Config"]["Env"]]).upper()
 
     assert [secret for secret in _SECRETS if secret in words] == []
-    assert in_image(image, "sh", "-c", "ls -A /root /home /tmp /wheels 2>/dev/null | grep -v : || true").split() == []
+    left = "/root /home /tmp /wheels /package /opt/package /opt/pip"
+    assert in_image(image, "sh", "-c", f"ls -A {left} 2>/dev/null | grep -v : || true").split() == []
 
 
 @pytest.mark.parametrize("image", IMAGES)
@@ -68,6 +69,19 @@ def test_an_image_has_our_package_and_none_of_what_belongs_elsewhere(image: str)
     found = in_image(image, "python", "-c", program, *WITHOUT[image]).split()
 
     assert found == [image_name(image).rpartition(":")[2]]
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_our_package_is_a_layer_of_its_own_among_its_dependencies(image: str) -> None:
+    where = "import boto3, pathlib, prunella; print(*[pathlib.Path(m.__file__).parents[1] for m in (boto3, prunella)])"
+
+    layers = docker.from_env().images.get(image_name(image)).attrs["RootFS"]["Layers"]
+    of_boto3, of_ours = in_image(image, "python", "-c", where).split()
+    command = in_image(image, "sh", "-c", "head -1 $(command -v prunella)")
+
+    assert len(layers) >= 4, "the base, the user, the dependencies, our package"
+    assert of_ours == of_boto3
+    assert command.strip() == "#!/opt/prunella/bin/python"
 
 
 def test_airflow_finds_our_dags_in_its_image() -> None:

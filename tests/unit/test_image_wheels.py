@@ -1,9 +1,12 @@
-"""What goes into an image: every package of the lock in its version, what a CUDA build of torch brings besides, nothing twice.
+"""What goes into an image: every package of the lock in its version, what a CUDA build of torch brings besides, nothing twice;
+and in which order, so that a change of our code leaves the layers of its dependencies as they are.
 
 Packages are empty wheels in a folder, and pip is the real one: it resolves between them as it would between those of an index.
 """
 
 import importlib.util
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -75,7 +78,7 @@ def test_a_cuda_build_has_the_versions_of_the_lock_and_what_torch_brings_besides
     images._make_wheels("trainer", tmp_path / "wheels", "https://torch.example/cu130")
 
     found = wheels_in(tmp_path / "wheels")
-    assert found == {"filelock-1.0", "torch-2.13.0+cu130", "nvidia_cublas-12.8", "prunella-0.1.0"}
+    assert found == {"filelock-1.0", "torch-2.13.0+cu130", "nvidia_cublas-12.8"}
 
 
 def test_a_torch_that_wants_another_version_than_the_lock_ends_the_build(
@@ -93,3 +96,70 @@ def test_two_wheels_of_one_package_end_the_build(images: ModuleType, tmp_path: P
 
     with pytest.raises(SystemExit, match=r"more of nvidia-cublas; remove .*, and try again"):
         images._refuse_twins(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ our package, and its layer
+
+
+def test_our_wheel_lies_apart_from_its_dependencies_and_alone(images: ModuleType, index: Path, tmp_path: Path) -> None:
+    publish(index, "torch", "2.13.0")
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "package").mkdir()
+    publish(tmp_path / "wheels", "prunella", "0.0.9")
+    publish(tmp_path / "package", "prunella", "0.0.9")
+
+    images._make_wheels("trainer", tmp_path / "wheels", None)
+    images._make_own_wheel("trainer", tmp_path / "package")
+
+    assert wheels_in(tmp_path / "wheels") == {"filelock-1.0", "torch-2.13.0"}
+    assert wheels_in(tmp_path / "package") == {"prunella-0.1.0"}
+
+
+def instructions(image: str) -> list[str]:
+    """Of a Dockerfile, each on one line, without comments."""
+    lines = [line for line in (SCRIPT.parent / image / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
+    return [line for line in "\n".join(lines).replace("\\\n", "").splitlines() if line]
+
+
+@pytest.mark.parametrize("image", ["trainer", "worker", "airflow"])
+def test_a_change_of_our_code_leaves_every_layer_but_its_own_and_a_commit_leaves_all(image: str) -> None:
+    lines = instructions(image)
+    start = max(number for number, line in enumerate(lines) if line.startswith("FROM "))
+
+    build, final = lines[:start], lines[start + 1 :]
+
+    dependencies, own = build.index("COPY wheels /wheels"), build.index("COPY package /package")
+    assert [line for line in build[dependencies:own] if "/package" in line] == []
+    assert [line for line in build[own:] if "/wheels" in line] == []
+    assert [line.split()[0] for line in final if line.split()[0] in ("RUN", "COPY")] == ["RUN", "COPY", "COPY"]
+    assert [line.split(" ", 1)[1] for line in final if line.startswith("COPY ")] == [
+        "--from=build /opt/prunella /opt/prunella",
+        "--from=build /opt/package /opt/prunella",
+    ]
+    said = [number for number, line in enumerate(final) if line.split()[0] in ("ARG", "LABEL")]
+    assert said == list(range(said[0], len(final))), "what names the commit stands last"
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "built_for", "is_true"),
+    [("cpu", None, True), ("cuda", "13.0", True), ("cuda", None, False), ("cpu", "13.0", False), ("tpu", None, False)],
+)
+def test_an_image_that_would_say_another_accelerator_than_its_torch_is_not_built(
+    accelerator: str, built_for: str | None, is_true: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").touch()
+    (tmp_path / "torch" / "version.py").write_text(f"cuda = {built_for!r}\n")
+    [step] = [line for line in instructions("trainer") if line.startswith("RUN ") and "ACCELERATOR" in line]
+    command = step.removeprefix("RUN ").replace("/opt/prunella/bin/python", sys.executable)
+
+    done = subprocess.run(
+        ["/bin/sh", "-c", command],
+        env={"ACCELERATOR": accelerator, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode == 0) is is_true, done.stderr
+    assert is_true or f"found {accelerator} and torch for {f'CUDA {built_for}' if built_for else 'the CPU'}" in done.stderr

@@ -1,7 +1,9 @@
-"""The stack's one file: it alone decides, an edit of it reaches every service, and what it names no more is ended."""
+"""The stack's one file: it alone decides, an edit of it or another build reaches every service, and what it names no more is
+ended. Only its owner may read it, and only this machine may reach the services."""
 
 import importlib.util
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,20 +11,25 @@ from typing import Any
 import boto3
 import pytest
 import yaml
+from dotenv import dotenv_values
 from podman_compose import rec_subs
 
 from buckets import BUCKET, moto_bucket, set_in_environment
+from engine_double import DOCKER, ROOTLESS, EngineDouble, engine_double
 
 CONTAINERS = Path(__file__).resolve().parents[2] / "containers"
 FILE = """\
 COMPOSE_PROFILES=mlflow
 PRUNELLA_ROOT=s3://ours/runs
+PRUNELLA_VERSION=1.0
 AWS_REGION=eu-central-1
 PRUNELLA_DATABASE='postgresql+psycopg2://ours:it has spaces@127.0.0.1:5432/airflow'
 """
-#: An engine that has one container of the service that is asked for, and notes what else it is told.
+#: An engine that has one container of the service that is asked for, and images whose ids lie in files of their names beside
+#: it, and notes what else it is told.
 ENGINE = """\
 #!/bin/sh
+[ "$1 $2" = "image inspect" ] && { cat "$(dirname "$0")/$(basename "$4")"; exit; }
 [ "$1" = ps ] && { echo "$*" | sed 's/.*compose.service=//'; exit; }
 echo "$*" >> "$(dirname "$0")/told"
 """
@@ -39,12 +46,22 @@ def program(name: str) -> ModuleType:
 
 
 stack = program("stack")
+EVERY = {"postgres", "s3", "prepare", "mlflow", "airflow"}
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "prunella.env"
     path.write_text(FILE)
+    return path
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    """What `docker` or `podman` is to the stack."""
+    path = tmp_path / "engine"
+    path.write_text(ENGINE)
+    path.chmod(0o755)
     return path
 
 
@@ -57,6 +74,13 @@ def services(environment: Mapping[str, str]) -> dict[str, Any]:
 def complete(environment: Mapping[str, str]) -> dict[str, str]:
     """With what compose.yaml insists on."""
     return {**environment, "PRUNELLA_USER": "10001:10001"}
+
+
+def marked(file: Path, engine: Path) -> dict[str, Any]:
+    """The services that `make stack` asks for."""
+    environment = stack.environment_of(file)
+    mark = stack.mark(file, stack.image_ids(str(engine), environment))
+    return services(complete({**environment, stack.SETTINGS_VARIABLE: mark}))
 
 
 # ------------------------------------------------------------------------------------------------ who decides
@@ -90,26 +114,36 @@ def test_what_is_no_setting_of_the_stack_reaches_compose_as_it_is(file: Path, mo
 # ------------------------------------------------------------------------------------------------ an edit arrives
 
 
-def test_an_edited_file_makes_every_service_another_and_an_equal_one_none(file: Path) -> None:
-    before = services(complete(stack.environment_of(file)))
-    again = services(complete(stack.environment_of(file)))
+def test_an_edited_file_makes_every_service_another_and_an_equal_one_none(file: Path, engine: Path) -> None:
+    before = marked(file, engine)
+    again = marked(file, engine)
     file.write_text(FILE.replace("it has spaces", "it was changed"))
-    after = services(complete(stack.environment_of(file)))
+    after = marked(file, engine)
 
     assert again == before
-    assert {"postgres", "s3", "prepare", "mlflow", "airflow"} == {name for name in after if after[name] != before[name]}
+    assert {name for name in after if after[name] != before[name]} == EVERY
 
 
-def test_services_that_the_file_names_no_more_are_ended_and_no_others(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = tmp_path / "engine"
-    engine.write_text(ENGINE)
-    engine.chmod(0o755)
+@pytest.mark.parametrize("image", stack.IMAGES)
+def test_an_image_that_was_built_again_makes_every_service_another(image: str, file: Path, engine: Path) -> None:
+    (engine.parent / f"{image}:1.0").write_text("sha256:one")
+    before = marked(file, engine)
+    (engine.parent / f"{image}:1.0").write_text("sha256:another")
+    after = marked(file, engine)
 
+    assert {name for name in after if after[name] != before[name]} == EVERY
+
+
+def test_the_images_that_are_looked_at_are_those_of_ours_that_services_run(file: Path) -> None:
+    named = {service["image"] for service in services(complete(stack.environment_of(file))).values()}
+
+    assert {name for name in named if name.startswith("prunella/")} == {f"prunella/{image}:1.0" for image in stack.IMAGES}
+
+
+def test_services_that_the_file_names_no_more_are_ended_and_no_others(file: Path, engine: Path) -> None:
     stack.end_unnamed(str(engine), stack.environment_of(file))
 
-    assert (tmp_path / "told").read_text().splitlines() == ["stop postgres", "rm postgres", "stop s3", "rm s3"]
+    assert (engine.parent / "told").read_text().splitlines() == ["stop postgres", "rm postgres", "stop s3", "rm s3"]
 
 
 # ------------------------------------------------------------------------------------------------ one region for all
@@ -136,3 +170,105 @@ def test_the_bucket_of_the_stack_is_made_in_its_region(region: str, place: str |
 
         assert boto3.client("s3").get_bucket_location(Bucket=f"new-in-{region}")["LocationConstraint"] == place
         program("prepare")._make_bucket(f"s3://{BUCKET}/runs")  # what is there stays as it is
+
+
+# ------------------------------------------------------------------------------------------------ who may read and reach it
+
+
+@pytest.fixture
+def socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the engine listens, which the shell names; with a standard library of one file."""
+    (tmp_path / "stdlib").mkdir()
+    (tmp_path / "stdlib" / "this.py").touch()
+    monkeypatch.setenv("PRUNELLA_STDLIB", str(tmp_path / "stdlib"))
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 'engine.sock'}")
+    return tmp_path / "engine.sock"
+
+
+@pytest.fixture
+def docker(socket: Path) -> Iterator[EngineDouble]:
+    """An engine that runs as root."""
+    with engine_double(socket, {"GET /version": DOCKER}) as double:
+        yield double
+
+
+def written(folder: Path) -> dict[str, str | None]:
+    """The settings of a new stack that keeps its files in a folder."""
+    stack.write_settings(folder.with_suffix(".env"), folder)
+    return dotenv_values(folder.with_suffix(".env"))
+
+
+@pytest.mark.usefixtures("docker")
+def test_each_stack_has_passwords_of_its_own_that_only_its_owner_may_read(tmp_path: Path) -> None:
+    one, other = written(tmp_path / "one"), written(tmp_path / "other")
+
+    for name in ("AWS_SECRET_ACCESS_KEY", "POSTGRES_PASSWORD"):
+        assert len(one[name] or "") == len(other[name] or "") == 32
+        assert one[name] != other[name]
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("one.env", "other.env")} == {0o600}
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "one").iterdir() if path.name != "corpus"} == {0o700}
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("postgres", ["-c", "listen_addresses=127.0.0.1", "-c", "port=5432"]),
+        ("s3", ["--port", "127.0.0.1:7070", "--region", "eu-central-1", "posix", "/srv/s3"]),
+        ("mlflow", ["python", "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", "5000", "--workers", "1"]),
+        ("airflow", ["python", "-m", "prunella", "up", "--dir", "/srv/airflow"]),
+    ],
+)
+def test_a_service_of_the_stack_listens_on_this_machine_only(name: str, command: list[str], file: Path) -> None:
+    """That `prunella up` does so is a promise of its own."""
+    found = services(complete({**stack.environment_of(file), "PRUNELLA_FOLDER": "/srv"}))[name]
+
+    assert found["command"] == command
+    assert found["network_mode"] == "host"
+    assert "ports" not in found
+
+
+# ------------------------------------------------------------------------------------------------ an engine without root
+
+
+def test_under_podman_without_root_services_keep_the_user_who_owns_their_files(socket: Path, tmp_path: Path) -> None:
+    with engine_double(socket, {"GET /info": ROOTLESS}):
+        settings = written(tmp_path / "stack")
+
+    found = services({name: value for name, value in settings.items() if value is not None})
+    owner = (tmp_path / "stack" / "postgres").stat()
+    assert {service["userns_mode"] for service in found.values()} == {"keep-id"}
+    assert {service["user"] for service in found.values()} == {f"{owner.st_uid}:{owner.st_gid}"}
+
+
+@pytest.mark.usefixtures("docker")
+def test_under_an_engine_of_root_services_have_the_users_of_this_machine(tmp_path: Path) -> None:
+    assert written(tmp_path / "stack")["PRUNELLA_USERNS"] == "host"
+
+
+def test_a_file_that_says_nothing_of_it_means_the_users_of_this_machine(file: Path) -> None:
+    assert {service["userns_mode"] for service in services(complete(stack.environment_of(file))).values()} == {"host"}
+
+
+def test_docker_without_root_is_refused_before_anything_is_written(socket: Path, tmp_path: Path) -> None:
+    plan = {"GET /version": DOCKER, "GET /info": ROOTLESS}
+
+    with engine_double(socket, plan), pytest.raises(SystemExit, match="found Docker without root"):
+        written(tmp_path / "stack")
+
+    assert not (tmp_path / "stack").exists()
+    assert not (tmp_path / "stack.env").exists()
+
+
+def test_an_engine_that_does_not_answer_is_one_clear_error(socket: Path, tmp_path: Path) -> None:
+    with engine_double(socket, {}) as double:
+        double.plan.clear()
+        with pytest.raises(SystemExit, match="expected a container engine that answers"):
+            written(tmp_path / "stack")
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may look into every folder")
+def test_a_socket_in_a_folder_that_only_root_may_look_into_is_none(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o000)
+
+    assert not stack._is_socket(closed / "engine.sock")

@@ -15,7 +15,7 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,6 +25,7 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import Ulimit
 
 from prunella.errors import ConfigError, PrunellaError
+from prunella.launch import engine
 from prunella.launch.handle import CONTAINER_VARIABLE, Handle
 from prunella.launch.images import WORKER, image_name, image_of
 from prunella.logs import PRINT_INTO_VARIABLE
@@ -60,6 +61,9 @@ _OVER = ("exited", "dead", "removing", "stopped")
 #: Processes and threads a container may have. Source: own choice 2026-11: far above the ranks, agents and threads of a node;
 #: podman 4.3 as root without CAP_SYS_RESOURCE was refused 65,536 although the limit was 96,365.
 _PROCESSES = 32_768
+#: A command's container that was made this long ago is waited for by nobody. A younger one may be about to start, or have just
+#: ended, whoever made it. Source: own choice 2026-11: publications are waited for for minutes.
+_FORGOTTEN_AFTER = "1h"
 #: The one place a container may write to without a mount: its own.
 _TMP = "/tmp"  # noqa: S108
 
@@ -84,6 +88,10 @@ class Container(Handle):
     def words(self) -> dict[str, Any]:
         return {"container": self.name}
 
+    def keep_output(self, log: Path) -> None:
+        with contextlib.suppress(NotFound), _engine_errors(f"container {self.name}"), log.open("ab") as file:
+            file.write(_engine().api.logs(self.name, tail=_TAIL_LINES))
+
     def bury(self) -> None:
         """Remove it, once it is over. How it ended is in the log by then."""
         state = _state(self.name)
@@ -94,11 +102,8 @@ class Container(Handle):
             _engine().api.remove_container(self.name, v=True)
 
 
-def start(launch: "Launch") -> Callable[[], bool]:
+def start(launch: "Launch") -> Container:
     """Start a stage's container, or the one of its name that somebody made and did not start.
-
-    Returns:
-        what tells whether it has ended.
 
     Raises:
         ConfigError: the image is not there.
@@ -114,14 +119,7 @@ def start(launch: "Launch") -> Callable[[], bool]:
         environment={CONTAINER_VARIABLE: name, **({"PRUNELLA_NODE": launch.node} if launch.node else {})},
     )
     _start(container)
-
-    def has_ended() -> bool:
-        is_over = not Container(name=name).is_alive
-        if is_over and not launch.handle.exists():
-            _keep_output(name, launch.log)
-        return is_over
-
-    return has_ended
+    return Container(name=name)
 
 
 def start_command(arguments: list[str], *, log: Path, writes: list[Path]) -> "ContainerProgram":
@@ -129,7 +127,7 @@ def start_command(arguments: list[str], *, log: Path, writes: list[Path]) -> "Co
     name = f"prunella-{arguments[0]}-{os.getpid()}-{time.monotonic_ns():x}"
     folders = _mounts([*writes, log.parent, scratch_base()], ())
     with _engine_errors(name):
-        _engine().containers.prune(filters={"label": f"{LABEL}=command"})  # those that nobody waited for
+        _engine().containers.prune(filters={"label": f"{LABEL}=command", "until": _FORGOTTEN_AFTER})
     environment = _passed_on(_FOR_TRACKING)
     _start(_create(name, WORKER, arguments, log=log, folders=folders, environment=environment, label="command"))
     return ContainerProgram(Container(name=name))
@@ -212,7 +210,7 @@ def _create(
 
 
 def _start(container: Any) -> None:
-    """Start it, unless somebody did."""
+    """Start it, unless somebody did. Raises PrunellaError where it is not started after that, or gone."""
     if container.status != "created":
         return
     try:
@@ -220,7 +218,7 @@ def _start(container: Any) -> None:
             container.start()
     except APIError as error:
         state = _state(container.name)
-        if state is not None and state["Status"] == "created":
+        if state is None or state["Status"] == "created":
             raise PrunellaError(f"container {container.name} could not be started: {error.explanation}") from error
 
 
@@ -287,7 +285,7 @@ def _engine() -> docker.DockerClient:
 @functools.cache
 def _is_rootless() -> bool:
     with _engine_errors("engine"):
-        return any("rootless" in option for option in _engine().info().get("SecurityOptions") or [])
+        return engine.is_rootless(_engine())
 
 
 def _state(name: str) -> dict[str, Any] | None:
@@ -298,12 +296,6 @@ def _state(name: str) -> dict[str, Any] | None:
         except NotFound:
             return None
         return found
-
-
-def _keep_output(name: str, log: Path) -> None:
-    """What a container printed, at the end of a log file: all there is of one that could not start its stage."""
-    with contextlib.suppress(NotFound), _engine_errors(f"container {name}"), log.open("ab") as file:
-        file.write(_engine().api.logs(name, tail=_TAIL_LINES))
 
 
 @contextlib.contextmanager

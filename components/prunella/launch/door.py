@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import psutil
+
 from prunella.errors import ConfigError
 from prunella.launch import local
-from prunella.launch.handle import Handle, read
+from prunella.launch.handle import Handle, Process, read
 from prunella.records import Stage
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,8 @@ LAUNCHERS = ("local", "container", KUBERNETES)
 _POLL_S = 0.05
 #: A started process registers within this long or has failed to start. Source: own choice 2026-11, ten cold imports.
 _REGISTER_TIMEOUT_S = 60.0
+#: What was killed is over within this long, unless it hangs in a device. Source: own choice 2026-11.
+_KILLED_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,17 +71,34 @@ def launcher() -> str:
 
 
 def start_or_attach(launch: Launch) -> Handle | None:
-    """The stage of this launch, started now if nobody has. None when it ended before it could register."""
+    """The stage of this launch, started now if nobody has.
+
+    None when it did not register: it ended before it could, or was killed after a minute. Nothing of it is left then.
+    """
     found = read(launch.handle)
     if found is not None:
         logger.info("stage_reattached stage=%s handle=%s", launch.stage, found)
         return found
-    has_ended = _start(launch)
+    started = _start(launch)
     deadline = time.monotonic() + _REGISTER_TIMEOUT_S
-    while (found := read(launch.handle)) is None:
-        if has_ended() or time.monotonic() > deadline:
-            return read(launch.handle)
+    while (found := read(launch.handle)) is None and started.is_alive and time.monotonic() < deadline:
         time.sleep(_POLL_S)
+    return _given_up(started, launch) if found is None else found
+
+
+def _given_up(started: Handle, launch: Launch) -> Handle | None:
+    """End what was started and has not registered: one that did so later would run with nobody to watch it. Whoever has
+    registered until it was over counts, alive or not."""
+    if started.is_alive:
+        logger.warning("stage_killed reason=did_not_register handle=%s after_s=%s", started, _REGISTER_TIMEOUT_S)
+    started.send(signal.SIGKILL)
+    deadline = time.monotonic() + _KILLED_TIMEOUT_S
+    while started.is_alive and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    found = read(launch.handle)
+    if found is None:
+        started.keep_output(launch.log)
+    started.bury()
     return found
 
 
@@ -91,14 +112,14 @@ def was_started_here(launch: Launch) -> bool:
     return True
 
 
-def _start(launch: Launch) -> Callable[[], bool]:
-    """Start it; returns what tells whether it has ended."""
+def _start(launch: Launch) -> Handle:
+    """Start it; returns what was started, which has not registered yet."""
     if launcher() == "container":
         from prunella.launch import container
 
         return container.start(launch)
     process = local.start(launch.command, log=launch.log, node=launch.node)
-    return lambda: process.poll() is not None
+    return Process(pid=process.pid, started_s=psutil.Process(process.pid).create_time())
 
 
 class Program(Protocol):

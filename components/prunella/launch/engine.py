@@ -13,10 +13,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prunella.errors import ConfigError
 from prunella.launch import door
 from prunella.node_processes import die_with_parent
+
+if TYPE_CHECKING:
+    from docker import DockerClient
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +50,12 @@ def container_engine() -> Iterator[None]:
             yield
         finally:
             del os.environ["DOCKER_HOST"]
+
+
+def is_rootless(engine: "DockerClient") -> bool:
+    """Whether an engine runs as an ordinary user. Root of its containers is then that user, and who is not root there owns
+    nothing on this machine. Raises DockerException or OSError where it does not answer."""
+    return any("rootless" in option for option in engine.info().get("SecurityOptions") or [])
 
 
 def _answers() -> bool:

@@ -41,6 +41,10 @@ class Handle(ABC):
     def words(self) -> dict[str, Any]:
         """Its JSON form, as the handle file holds it."""
 
+    def keep_output(self, log: Path) -> None:
+        """Append to a log file what it printed and nobody kept. A process prints into its log."""
+        return
+
     def bury(self) -> None:
         """Let go of what is left of a stage that is over. May be called again and again."""
         return

@@ -1,10 +1,17 @@
-"""What a container is given of its launcher's surroundings: the ways to the store, and nothing that a stage does not read."""
+"""What a container is given of its launcher's surroundings: the ways to the store, and nothing that a stage does not read.
 
+And what becomes of one that is lost or dies at the wrong moment, with a stand-in for the engine.
+"""
+
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from prunella.launch import container
+from engine_double import EngineDouble, engine_double
+from prunella.errors import PrunellaError
+from prunella.launch import container, door
+from unit.launch.test_door import launch_under
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +80,68 @@ def test_what_a_stage_does_not_read_stays_outside(name: str, monkeypatch: pytest
     monkeypatch.setenv(name, "hunter2")
 
     assert "hunter2" not in str(container._environment())
+
+
+# ------------------------------------------------------------------------------------------------ at the wrong moment
+
+#: An engine that makes a container with this id, and has none of any name.
+_MAKES_ONE = {
+    "POST /containers/prune": {},
+    "POST /containers/create": {"Id": "made", "Warnings": []},
+    "GET /containers/made/json": {"Id": "made", "Name": "/prunella", "State": {"Status": "created"}},
+}
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineDouble]:
+    """An engine for stages and commands that makes containers and loses them."""
+    with engine_double(tmp_path / "engine.sock", _MAKES_ONE) as double:
+        monkeypatch.setenv("DOCKER_HOST", double.address)
+        monkeypatch.setenv(door.VARIABLE, "container")
+        forget_the_engine()
+        yield double
+    forget_the_engine()
+
+
+def forget_the_engine() -> None:
+    container._engine.cache_clear()
+    container._is_rootless.cache_clear()
+
+
+def test_only_old_containers_of_commands_are_removed_because_a_young_one_may_be_waited_for(
+    engine: EngineDouble, tmp_path: Path
+) -> None:
+    engine.plan["POST /containers/made/start"] = {}
+
+    door.start_command(["publish"], log=tmp_path / "publish.log", writes=[])
+
+    assert [query["filters"] for query in engine.queries("POST /containers/prune")] == [
+        ['{"label": ["org.prunella=command"], "until": ["1h"]}']
+    ]
+
+
+def test_a_container_that_is_gone_before_it_was_started_is_one_clear_error(engine: EngineDouble, tmp_path: Path) -> None:
+    with pytest.raises(PrunellaError, match="container prunella could not be started: no such thing"):
+        door.start_command(["publish"], log=tmp_path / "publish.log", writes=[])
+
+    assert engine.queries("POST /containers/made/start")
+
+
+def test_a_container_that_died_before_it_registered_is_removed_and_its_last_words_are_in_the_log(
+    engine: EngineDouble, tmp_path: Path
+) -> None:
+    launch = launch_under(tmp_path, faults=())
+    name = container._name(launch)
+    dead = {"Id": "made", "Name": f"/{name}", "State": {"Status": "exited", "ExitCode": 1}, "Config": {"Tty": True}}
+    engine.plan |= {
+        "GET /containers/made/json": dead,
+        f"GET /containers/{name}/json": dead,
+        f"GET /containers/{name}/logs": b"no such file: prunella\n",
+        f"DELETE /containers/{name}": {},
+    }
+
+    handle = door.start_or_attach(launch)
+
+    assert handle is None
+    assert launch.log.read_text() == "no such file: prunella\n"
+    assert len(engine.queries(f"DELETE /containers/{name}")) == 1

@@ -168,6 +168,32 @@ def test_an_interpreter_that_cannot_start_a_stage_is_reported_as_no_process(
     assert handle is None
 
 
+#: In place of Python: opens a file that nobody else opens, and so never comes as far as registering.
+_SILENT = "#!/bin/sh\nread -r line < {fifo}\n"
+
+
+def test_a_process_that_does_not_register_in_time_is_ended_so_that_it_never_runs_unwatched(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fifo, silent = tmp_path / "fifo", tmp_path / "silent"
+    os.mkfifo(fifo)
+    silent.write_text(_SILENT.format(fifo=fifo))
+    silent.chmod(0o755)
+    monkeypatch.setenv("PRUNELLA_PYTHON", str(silent))
+    monkeypatch.setattr(door, "_REGISTER_TIMEOUT_S", 0.2)
+    before = own_children()
+
+    handle = door.start_or_attach(launch)
+
+    assert handle is None
+    assert own_children() - before == set()
+
+
+def own_children() -> set[int]:
+    """Processes that this one started and has not collected yet."""
+    return {child.pid for child in psutil.Process().children()}
+
+
 # ------------------------------------------------------------------------------------------------ stopping
 
 _POLITE = """
