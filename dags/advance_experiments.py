@@ -3,7 +3,8 @@
 ## What it does
 Every minute: for each experiment under the root that is `continuous` or `cron:EXPR` (recorded in the experiment) and due,
 or whose last DAG run died without a close, triggers `pretrain_segment` under its deterministic id
-`<experiment>__seg-0003__r0` (`r1` after a failure). Whoever triggers the same id second finds it there: nothing runs twice.
+`<experiment>__seg-0003__r0` (`r1` after a failure, `r0-1` where a run ended before it could take the segment up, five at
+most). Whoever triggers the same id second finds it there: nothing runs twice.
 
 ## What pages a person
 Nothing here. An experiment that was stopped, waits for a person, or has spent its budgets is left alone.
@@ -37,12 +38,15 @@ with DAG(
     @task
     def find_due(params=None, ti=None):
         """Experiments that are due, as arguments of a trigger each."""
-        from prunella.orchestration.advance import due_runs
+        from prunella.orchestration.advance import RunState, due_runs
 
-        def is_in_hand(run_id):
-            return ti.get_dr_count("pretrain_segment", run_ids=[run_id], states=["queued", "running"]) > 0
+        def state_of(run_id):
+            for state, words in ((RunState.IN_HAND, ["queued", "running"]), (RunState.OVER, ["success", "failed"])):
+                if ti.get_dr_count("pretrain_segment", run_ids=[run_id], states=words):
+                    return state
+            return None
 
-        return due_runs(params["root"], is_in_hand=is_in_hand)
+        return due_runs(params["root"], state_of=state_of)
 
     TriggerDagRunOperator.partial(
         task_id="trigger",

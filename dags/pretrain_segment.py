@@ -10,9 +10,9 @@ runs, writes the outcome to the ledger, mirrors everything to MLflow, and is red
 ## What pages a person
 The DAG run fails (`close_segment` is red): its log has the cause and the next step. `ask` waits, an hour at most, then
 stops. After a `quality_regression` the segment is closed and the experiment waits: read the report, promote the checkpoint
-with `promote_checkpoint` if you accept it, and trigger the next segment. With `PRUNELLA_ALERT_WEBHOOK` set, a failed run is
-posted there, and one that has not ended `PRUNELLA_SEGMENT_DEADLINE_S` after it was queued; `PRUNELLA_ALERT_TEMPLATE` decides
-what the letter says.
+with `promote_checkpoint` if you accept it, and trigger the next segment. Each of the three is an event in the log, and with
+`PRUNELLA_ALERT_WEBHOOK` set a letter to that address; so is a run that has not ended `PRUNELLA_SEGMENT_DEADLINE_S` after it
+was queued. `PRUNELLA_ALERT_TEMPLATE` decides what the letter says.
 
 ## How to run it
 *Trigger* with the form; the fields left empty keep what the experiment was opened with. Trigger again with only
@@ -39,7 +39,7 @@ from prunella.orchestration import airflow_operators as steps
 from prunella.orchestration import graph
 from prunella.orchestration.graph import Step
 from prunella.orchestration.leaving import leave
-from prunella.orchestration.notifier import Alert
+from prunella.orchestration.notifier import ASKED, Alert
 from prunella.orchestration.scheduling import on_all_nodes, on_one_node, segment_deadline
 from prunella.records import Action
 
@@ -87,6 +87,12 @@ PARAMS = {
     "set": Param([], type="array", section=HOW, description="Single settings, one a line: optim.learning_rate=1e-3"),
     "unattended": Param(False, type="boolean", section=HOW, description="Nobody is there to ask: take policy.unattended."),
     "run_id": Param(None, type=["null", "string"], section=HOW, description="Set by Prunella's own triggers."),
+    "continues": Param(
+        False,
+        type="boolean",
+        section=HOW,
+        description="Set by Prunella's own triggers: the experiment must be there, and is never opened anew.",
+    ),
 }
 
 with DAG(
@@ -158,6 +164,7 @@ with DAG(
                         },
                         defaults="Stop here",
                         response_timeout=timedelta(seconds=graph.ASK_TIMEOUT_S),
+                        notifiers=Alert(ASKED),
                     )
                 else:
                     taken[branch] = EmptyOperator(task_id=branch)

@@ -2,7 +2,8 @@
 
 ## What it does
 Every ten minutes: gates each such node alone and enters the answer in the node ledger. A cordoned node that passes is
-returned, and available again when it passes once more. Nodes of a running attempt are left in peace.
+returned, and available again when it passes once more. Nodes of a running attempt are left in peace, also of one that
+began while other nodes were gated.
 Where stages run on Kubernetes (`PRUNELLA_LAUNCH=kubernetes`), a last task shows every node's state to the cluster: cordons as
 taints.
 
@@ -29,7 +30,9 @@ with DAG(
     is_paused_upon_creation=False,
     params={
         "root": Param(os.environ.get("PRUNELLA_ROOT", "var/prunella"), type="string", description="Where the ledger lies."),
-        "fleet": Param(None, type=["null", "string"], description="Fleet file; the default fleet otherwise."),
+        "fleet": Param(
+            None, type=["null", "string"], description="Fleet file; otherwise every node of the experiments under the root."
+        ),
     },
     doc_md=__doc__,
     tags=["prunella"],

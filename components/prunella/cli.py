@@ -114,6 +114,7 @@ def up(
     """Keep Airflow and MLflow up on this machine until Ctrl-C; prints addresses and credentials."""
     from prunella.launch.engine import container_engine
     from prunella.orchestration import live
+    from prunella.orchestration.airflow_api import AirflowApi
 
     logs.configure()
     _end_like_ctrl_c_on_sigterm()
@@ -124,9 +125,9 @@ def up(
         airflow_port=port,
     )
     live.scratch_environment(settings)
-    with container_engine(), live.start(settings):
+    with live.occupied(settings.folder), container_engine(), live.start(settings):
         out.print(live.describe(settings))
-        live.AirflowApi(settings.airflow_url, live.USER, live.password(settings)).wait_until_ready("pretrain_segment")
+        AirflowApi(settings.airflow_url, live.USER, live.password(settings)).wait_until_ready("pretrain_segment")
         out.print("ready; Ctrl-C stops it")
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
@@ -155,8 +156,8 @@ def trigger(
     set_: Assignments = None,
 ) -> None:
     """Open an experiment, or take up the one of that name, and start its next segment on a running Airflow."""
-    from prunella.orchestration import live
-    from prunella.orchestration.claim import next_segment, run_id_for
+    from prunella.orchestration.airflow_api import AirflowApi
+    from prunella.orchestration.claim import continuation, next_segment, run_id_for
     from prunella.orchestration.submit import open_experiment
 
     logs.configure()
@@ -174,13 +175,13 @@ def trigger(
         assignments=set_,
         is_sole_writer=True,  # Airflow starts one of two runs with one id
     )
+    api = AirflowApi(airflow, user, password)
+    api.log_in()  # nothing is recorded before Airflow answers
     ledger = open_experiment(asked)
     segment = next_segment(ledger)
     if segment is None:
         raise ConfigError(f"experiment {ledger.name!r} is complete; `prunella extend` adds segments")
-    conf = {"root": ledger.store.root, "experiment": ledger.name}
-    api = live.AirflowApi(airflow, user, password)
-    print(api.trigger("pretrain_segment", conf=conf, run_id=run_id_for(ledger, segment)))
+    print(api.trigger("pretrain_segment", conf=continuation(ledger), run_id=run_id_for(ledger, segment)))
 
 
 # ------------------------------------------------------------------------------------------------ look
@@ -213,8 +214,14 @@ def report(
     from prunella.tracking.report import write_report
 
     ledger = ledger_of(root, experiment)
-    path = output or report_path(ledger)
-    write_report(ledger, path)
+    try:
+        path = output or report_path(ledger)
+        write_report(ledger, path)
+    except OSError as error:
+        where = f"--output {output}" if output else f"--root {root}"
+        raise ConfigError(
+            f"{where}: the report cannot be written there ({error.strerror or error}); name a file that can be: --output FILE"
+        ) from error
     print(path)
 
 
@@ -235,7 +242,9 @@ def stop(root: Root, experiment: Experiment = None, reason: str = "asked on the 
     """Stop an experiment: a running attempt finishes its step, saves, and closes."""
     from prunella.orchestration.closing import request_stop
 
-    request_stop(ledger_of(root, experiment), reason)
+    ledger = ledger_of(root, experiment)
+    request_stop(ledger, reason)
+    print(f"experiment {ledger.name!r} is to stop: a running attempt finishes its step, saves and closes")
 
 
 @app.command()
@@ -243,7 +252,9 @@ def resume(root: Root, experiment: Experiment = None, reason: str = "asked on th
     """Take a stop back; run or trigger the experiment again to go on."""
     from prunella.orchestration.closing import request_resume
 
-    request_resume(ledger_of(root, experiment), reason)
+    ledger = ledger_of(root, experiment)
+    request_resume(ledger, reason)
+    print(f"experiment {ledger.name!r} may go on: run or trigger it again")
 
 
 @app.command()
@@ -260,3 +271,4 @@ def extend(
     if segments <= ledger.config().segments:
         raise ConfigError(f"--segments {segments}: the experiment has {ledger.config().segments}; it can only be extended")
     extend_experiment(ledger, segments, reason)
+    print(f"experiment {ledger.name!r} has {segments} segments in all: run or trigger it again to train the new ones")

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from prunella.cli_options import Experiment, Root, ledger_of, out
-from prunella.errors import ConfigError
+from prunella.errors import CheckpointInvalid, ConfigError
 
 if TYPE_CHECKING:
     from prunella.checkpoint_history import CheckpointStatus
@@ -55,7 +55,10 @@ def checkpoint_verify(root: Root, experiment: Experiment = None, step: Step = No
     tensors, state = checkpoints.read_full(ledger, ref)
     found, verdict = checkpoints.logical_digest(tensors, state), ledger.validation(ref.name)
     if verdict is not None and verdict.digest is not None and verdict.digest != found:
-        raise ConfigError(f"checkpoint {ref.name}: validation recorded {verdict.digest}, the files now give {found}")
+        raise CheckpointInvalid(
+            f"checkpoint {ref.name}: expected the digest that validation recorded, {verdict.digest}, found {found}; it is not "
+            "what was accepted: do not build on it, verify an older one (`prunella checkpoint list`, then --step)"
+        )
     print(f"{ref.name} step {ref.step}: {found}")
 
 

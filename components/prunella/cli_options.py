@@ -56,15 +56,9 @@ def store_of(root: str) -> "Store":
 
 def fleet_of(root: str, path: str | None) -> "tuple[FleetNode, ...]":
     """The nodes of a fleet file; without one, those of the experiments under the root, or of the default fleet."""
-    from prunella.config import Config
-    from prunella.fleet.roster import load_fleet
-    from prunella.ledger import list_experiments
+    from prunella.fleet.roster import known_fleet
 
-    if path is not None:
-        return load_fleet(path, nodes=1)
-    configs = [ledger_of(root, name).config() for name in list_experiments(store_of(root))] or [Config()]
-    found = {node.name: node for config in configs for node in load_fleet(config.fleet, nodes=config.nodes)}
-    return tuple(found.values())
+    return known_fleet(store_of(root), path)
 
 
 def submission(

@@ -20,6 +20,9 @@ app = typer.Typer(no_args_is_help=True, help="The same graph for Kubeflow Pipeli
 def compile_(
     output: Annotated[Path, typer.Option(help="Folder to write to; made if absent.")],
     image_prefix: Annotated[str, typer.Option(help="Registry of the images, with its slash; none by default.")] = "",
+    store_secret: Annotated[
+        str, typer.Option(help="Secret and config map of that name tell the pods how to reach the bucket; '' for none.")
+    ] = "prunella-store",  # noqa: S107 - the name of a secret, not one
     lightweight: Annotated[
         bool, typer.Option("--lightweight", help="Components that carry their source, instead of containers.")
     ] = False,
@@ -28,7 +31,8 @@ def compile_(
     from prunella.orchestration.pipelines.compile import compile_pipelines
     from prunella.orchestration.pipelines.form import Form
 
-    for path in compile_pipelines(output, Form(is_container=not lightweight, prefix=image_prefix)):
+    form = Form(is_container=not lightweight, prefix=image_prefix, store_secret=store_secret)
+    for path in compile_pipelines(output, form):
         out.print(str(path))
 
 

@@ -43,10 +43,10 @@ def _incidents(document: dict[str, Any]) -> Table:
     for name in ("lost\nsteps", "recovery\ns"):
         table.add_column(name, justify="right")
     for incident in document["incidents"]:
-        recovery = incident["recovery_s"] or {}
-        total = sum(value for value in recovery.values() if value is not None)
+        phases_s = incident["recovery_s"]
+        recovery = f"{sum(phases_s.values()):.1f}" if phases_s else "none"
         culprit, lost = str(incident["culprit"] or "unknown"), str(incident["lost_steps"])
-        table.add_row(incident["cause"], culprit, incident["decision"], lost, f"{total:.1f}")
+        table.add_row(incident["cause"], culprit, incident["decision"], lost, recovery)
     return table
 
 

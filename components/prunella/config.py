@@ -139,6 +139,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require(bool(self.inputs), "data.inputs", "at least one file, glob or folder", list(self.inputs))
+        is_named = all(name.strip() for name in self.inputs)
+        _require(is_named, "data.inputs", "the name of a file, glob or folder in each entry", list(self.inputs))
         _require(0.0 < self.heldout_fraction < 0.5, "data.heldout_fraction", "between 0 and 0.5", self.heldout_fraction)
         _require(self.shard_tokens >= 1024, "data.shard_tokens", "at least 1024", self.shard_tokens)
         _check(self, "data", least=1, names=("workers", "tokenizer_train_bytes", "max_bytes"))
@@ -162,8 +164,10 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _check(self, "optim", above=0, names=("learning_rate", "grad_clip_norm"))
-        _check(self, "optim", least=0, names=("eps", "weight_decay", "warmup_steps", "decay_fraction"))
-        _require(self.decay_fraction <= 1, "optim.decay_fraction", "at most 1", self.decay_fraction)
+        parts = ("decay_fraction", "min_learning_rate_ratio")
+        _check(self, "optim", least=0, names=("eps", "weight_decay", "warmup_steps", *parts))
+        for name in parts:
+            _require(getattr(self, name) <= 1, f"optim.{name}", "at most 1", getattr(self, name))
         are_betas = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         _require(are_betas, "optim.betas", "two numbers, from 0 to less than 1", list(self.betas))
 
@@ -278,7 +282,8 @@ class EvaluationConfig:
     sample_tokens: int = 64
 
     def __post_init__(self) -> None:
-        _check(self, "evaluation", least=0, names=("questions", "few_shot", "sample_tokens", "max_acc_drop_sigmas"))
+        _check(self, "evaluation", least=0, names=("questions", "few_shot", "sample_tokens"))
+        _check(self, "evaluation", least=0, names=("max_loss_rise_nats", "max_acc_drop_sigmas"))
         _check(self, "evaluation", least=1, names=("heldout_sequences", "batch_size"))
         _check(self, "evaluation", least=2, names=("choices",))
 
@@ -318,14 +323,16 @@ class TrainingConfig:
     hang_floor_s: float = 15.0
     #: Until a rank has finished its first step: start of the process group, load, first step.
     startup_timeout_s: float = 180.0
+    #: From the start of an attempt's training: then its ranks finish their step, or their first one, save and end.
     wall_clock_limit_s: float | None = None
-    #: Time between SIGTERM to a rank and SIGKILL.
+    #: What ranks that are to end have for that before SIGKILL: from a signal on, whose sender waits for 30 s; where the clock
+    #: asks, from their first finished step on.
     grace_s: float = 25.0
     fence_poll_s: float = 5.0
 
     def __post_init__(self) -> None:
         _check(self, "training", least=1, names=("hang_factor",))
-        _check(self, "training", least=0, names=("wall_clock_limit_s",))  # 0: one step
+        _check(self, "training", least=0, names=("wall_clock_limit_s",))  # 0: one step an attempt
         _check(self, "training", above=0, names=("hang_floor_s", "startup_timeout_s", "grace_s", "fence_poll_s"))
 
 
@@ -352,7 +359,7 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         _check(self, "tracking", above=0, names=("timeout_s",))
-        if self.uri is not None and "@" in urlsplit(self.uri).netloc:
+        if self.uri is not None and "@" in _network_location(self.uri):
             raise ConfigError(
                 "tracking.uri: expected an address without user and password, found one with them (not shown): a configuration "
                 "is recorded for ever; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, which never are"
@@ -384,6 +391,7 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**63, "seed", "at least 0 and less than 2**63", self.seed)
         _require(self.segments >= 1, "segments", "at least 1", self.segments)
         _require(self.steps_per_segment >= 1, "steps_per_segment", "at least 1", self.steps_per_segment)
         _require(self.nodes >= 1, "nodes", "at least 1", self.nodes)
@@ -394,6 +402,16 @@ class Config:
     def total_steps(self) -> int:
         """Optimizer steps of the whole experiment."""
         return self.segments * self.steps_per_segment
+
+
+def _network_location(uri: str) -> str:
+    """Host of an address, with port, user and password. Of a ValueError nothing is kept: it may quote the password."""
+    try:
+        return urlsplit(uri).netloc
+    except ValueError:
+        raise ConfigError(
+            "tracking.uri: expected an address such as http://HOST:PORT, found one that cannot be read (not shown); correct it"
+        ) from None
 
 
 def _require(is_met: bool, key: str, expected: str, found: object) -> None:

@@ -95,14 +95,19 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_toml(config: Config) -> str:
-    """The configuration as an `experiment.toml`. Settings that are None are left out: TOML has no word for them."""
+    """Every setting of the configuration as an `experiment.toml`. One that is None is a comment: TOML has no word for it."""
     top, tables = [], []
     for key, value in to_mapping(config).items():
         if isinstance(value, dict):
-            tables += ["", f"[{key}]", *(f"{name} = {json.dumps(item)}" for name, item in value.items() if item is not None)]
-        elif value is not None:
-            top.append(f"{key} = {json.dumps(value)}")
+            tables += ["", f"[{key}]", *(_setting(name, item) for name, item in value.items())]
+        else:
+            top.append(_setting(key, value))
     return "\n".join(top + tables)
+
+
+def _setting(name: str, value: Any) -> str:
+    """A line of TOML; of what is not set, what `--set` would say of it."""
+    return f"{name} = {json.dumps(value)}" if value is not None else f"# {name} = none"
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

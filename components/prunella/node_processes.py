@@ -182,11 +182,24 @@ def end_processes(processes: Sequence[Identity]) -> None:
         time.sleep(0.01)
 
 
-def free_port() -> int:
-    """A TCP port of this machine that nobody listens on now."""
+def free_port(wanted: int = 0) -> int:
+    """A TCP port of this machine that nobody listens on now: the wanted one (0: none is) where it is free, else any."""
+    if wanted and _is_free(wanted):
+        return wanted
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
+
+
+def _is_free(port: int) -> bool:
+    """Whether a server may listen there now; one may while old connections to the port are still being forgotten."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except (OSError, OverflowError):
+            return False
+    return True
 
 
 # ------------------------------------------------------------------------------------------------ accelerators

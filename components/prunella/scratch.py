@@ -38,7 +38,11 @@ def _folder(root: str, experiment: str, segment: int, name: str) -> Path:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a scratch file so that a reader sees the old or the new text, never half of one."""
+    """Replace a scratch file so that a reader sees the old or the new text, never half of one. A failure leaves no file."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

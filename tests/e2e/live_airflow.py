@@ -14,7 +14,8 @@ import psutil
 from e2e.campaign import CONFIGURATION
 from prunella.ledger import Ledger
 from prunella.orchestration import live
-from prunella.orchestration.claim import next_segment, run_id_for
+from prunella.orchestration.airflow_api import AirflowApi
+from prunella.orchestration.claim import continuation, next_segment, run_id_for
 from prunella.orchestration.services import Supervisor
 from prunella.orchestration.submit import Submission, open_experiment
 
@@ -26,7 +27,7 @@ class LiveAirflow:
     """A running Airflow, and the folder it works in."""
 
     settings: live.LiveSettings
-    api: live.AirflowApi
+    api: AirflowApi
     supervisor: Supervisor
 
     def open(self, name: str, *options: str, segments: int, schedule: str, faults: tuple[str, ...] = ()) -> Ledger:
@@ -49,8 +50,7 @@ class LiveAirflow:
         """Start the experiment's next DAG run, as the command line does."""
         segment = next_segment(ledger)
         assert segment is not None
-        conf = {"root": ledger.store.root, "experiment": ledger.name}
-        return self.api.trigger(DAG_ID, conf=conf, run_id=run_id_for(ledger, segment))
+        return self.api.trigger(DAG_ID, conf=continuation(ledger), run_id=run_id_for(ledger, segment))
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def live_airflow(
     settings = dataclasses.replace(found, schedulers=schedulers, python=python)
     try:
         with live.start(settings) as supervisor:
-            api = live.AirflowApi(settings.airflow_url, live.USER, live.password(settings))
+            api = AirflowApi(settings.airflow_url, live.USER, live.password(settings))
             api.wait_until_ready(DAG_ID)
             yield LiveAirflow(settings=settings, api=api, supervisor=supervisor)
     finally:

@@ -11,16 +11,27 @@ from e2e.live_airflow import DAG_ID, LiveAirflow, live_airflow, wait_until_compl
 from prunella.errors import PrunellaError
 from prunella.fleet.lifecycle import Fleet, Owner
 from prunella.orchestration.claim import next_segment
+from prunella.orchestration.notifier import WEBHOOK
 from prunella.orchestration.progress import incidents
 from prunella.orchestration.publishing import published
+from unit.orchestration.mailbox import Mailbox
 
 pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")
-def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveAirflow]:
-    with live_airflow(tmp_path_factory.mktemp("live")) as airflow:
-        yield airflow
+def mailbox() -> Iterator[Mailbox]:
+    made = Mailbox()
+    yield made
+    made.server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def airflow(tmp_path_factory: pytest.TempPathFactory, mailbox: Mailbox) -> Iterator[LiveAirflow]:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv(WEBHOOK, mailbox.address)
+        with live_airflow(tmp_path_factory.mktemp("live")) as airflow:
+            yield airflow
 
 
 def test_continuous_experiment_runs_to_its_end_by_itself_and_heals_a_killed_rank(airflow: LiveAirflow) -> None:
@@ -58,7 +69,9 @@ def listens_on(process: psutil.Process) -> set[str]:
 
 
 @pytest.mark.slow
-def test_person_who_repaired_a_node_answers_and_the_next_attempt_goes_on(airflow: LiveAirflow, tmp_path: Path) -> None:
+def test_person_who_repaired_a_node_answers_and_the_next_attempt_goes_on(
+    airflow: LiveAirflow, mailbox: Mailbox, tmp_path: Path
+) -> None:
     fleet = tmp_path / "fleet.yaml"
     fleet.write_text("nodes:\n  - name: ward-0\n  - name: ward-1\n")
     faults = ("bad-node:node=ward-1,segment=0",)
@@ -66,11 +79,13 @@ def test_person_who_repaired_a_node_answers_and_the_next_attempt_goes_on(airflow
 
     run_id = airflow.trigger(ledger)
     assert wait_for(lambda: airflow.api.task_states(DAG_ID, run_id)["attempt_0.ask"] == "awaiting_input", 240.0)
+    told = {letter["occasion"] for letter in mailbox.letters if letter["run_id"] == run_id}
     Fleet(ledger.store).uncordon("ward-1", Owner.OPERATOR, "board replaced")
     assert wait_for(lambda: is_answered(airflow, run_id, "Try again"))
     wait_until_complete(ledger, 300.0)
 
     assert wait_for(lambda: airflow.api.run_states(DAG_ID)[run_id] == "success")
+    assert told == {"asked"}
     assert [str(incident.action) for _, _, incident in incidents(ledger)] == ["ask", "replace_node"]
 
 

@@ -27,6 +27,7 @@ from prunella.errors import Cause
 from prunella.launch.images import TRAINER, WORKER
 from prunella.ledger import Ledger, open_ledger
 from prunella.orchestration import live
+from prunella.orchestration.airflow_api import AirflowApi
 from prunella.orchestration.progress import incidents
 
 SCRIPT = Path(__file__).resolve().parents[2] / "containers" / "stack.py"
@@ -135,7 +136,7 @@ def train(settings: dict[str, str], bucket: Bucket) -> Ledger:
     where = live.LiveSettings(
         folder=folder / "airflow", root=bucket.root, airflow_port=int(settings["PRUNELLA_AIRFLOW_PORT"]), mlflow_port=None
     )
-    api = live.AirflowApi(where.airflow_url, live.USER, live.password(where))
+    api = AirflowApi(where.airflow_url, live.USER, live.password(where))
     conf = {
         "experiment": "own",
         "config_file": str(folder / "experiment.toml"),
@@ -149,7 +150,7 @@ def train(settings: dict[str, str], bucket: Bucket) -> Ledger:
     return ledger
 
 
-def live_until(api: live.AirflowApi, run_id: str, ledger: Ledger) -> None:
+def live_until(api: AirflowApi, run_id: str, ledger: Ledger) -> None:
     """Until the experiment is opened, which Airflow may refuse to."""
     while not ledger.store.exists(ledger.experiment_key):
         assert api.run_states(DAG_ID)[run_id] in ("queued", "running"), api.task_states(DAG_ID, run_id)

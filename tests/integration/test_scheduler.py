@@ -127,7 +127,13 @@ def test_a_quiet_run_is_taken_up_again_only_once_airflow_has_let_it_go(cache: Pa
 
     found = answer_of(tmp_path / "home", [str(JOB), "advance", story.root], AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION="false")
 
-    assert found == {"in hand": ["demo__seg-0000__r0"], "let go": ["demo__seg-0000__r0", "demo__seg-0000__r1"]}
+    first, second = "demo__seg-0000__r0", "demo__seg-0000__r1"
+    assert found == {
+        "in hand": [first],
+        "let go": [first, second],
+        "on its way": [first, second],
+        "took nothing up": [first, second, f"{second}-1"],
+    }
 
 
 def test_run_without_a_scheduler_leaves_slots_and_deadline_out(cache: Path, tmp_path: Path) -> None:

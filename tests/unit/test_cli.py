@@ -12,7 +12,8 @@ from prunella.cli import app
 from prunella.faults import KINDS
 from prunella.orchestration.submit import find_experiment
 from prunella.recipes import RECIPES
-from unit.orchestration.story import Story
+from unit import checkpoint_job as tiny
+from unit.orchestration.story import DIGEST, Story, validation
 
 
 class Prunella:
@@ -148,10 +149,14 @@ def test_the_status_of_a_fresh_experiment_is_shown(prunella: Prunella, root: str
 
 def test_a_stop_and_its_taking_back_are_recorded(prunella: Prunella, root: str) -> None:
     Story(root=root).begin()
-    prunella("stop", "--root", root, "--reason", "maintenance")
+    told = prunella("stop", "--root", root, "--reason", "maintenance")
     is_stopped = find_experiment(root, None).is_stop_requested()
-    prunella("resume", "--root", root)
+    told += prunella("resume", "--root", root)
 
+    assert told.splitlines() == [
+        "experiment 'demo' is to stop: a running attempt finishes its step, saves and closes",
+        "experiment 'demo' may go on: run or trigger it again",
+    ]
     assert is_stopped
     assert not find_experiment(root, None).is_stop_requested()
 
@@ -159,9 +164,10 @@ def test_a_stop_and_its_taking_back_are_recorded(prunella: Prunella, root: str) 
 def test_an_experiment_is_extended_and_never_shortened(prunella: Prunella, root: str) -> None:
     Story(root=root).begin()
 
-    prunella("extend", "--root", root, "--segments", "4")
+    told = prunella("extend", "--root", root, "--segments", "4")
     prunella("extend", "--root", root, "--segments", "3", expect=EXIT_ERROR)
 
+    assert told == "experiment 'demo' has 4 segments in all: run or trigger it again to train the new ones\n"
     assert find_experiment(root, None).config().segments == 4
     assert prunella.err == "prunella: --segments 3: the experiment has 4; it can only be extended\n"
 
@@ -259,6 +265,48 @@ def test_the_demonstration_refuses_a_cluster_before_it_makes_anything(
         "prunella: PRUNELLA_LAUNCH=kubernetes: the demonstration has three nodes, all on this machine; unset it\n"
     )
     assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize("airflow", ["http://127.0.0.1:9", "127.0.0.1:8080"])
+def test_an_airflow_that_does_not_answer_is_one_clear_line_before_anything_is_recorded(
+    prunella: Prunella, tmp_path: Path, airflow: str
+) -> None:
+    root = tmp_path / "root"
+
+    prunella("trigger", "--root", str(root), "--airflow", airflow, "--password", "secret", expect=EXIT_ERROR)
+
+    assert prunella.err.startswith(f"prunella: expected an Airflow that answers at {airflow}, found: ")
+    assert prunella.err.count("\n") == 1
+    assert not root.exists()
+
+
+def test_a_report_that_cannot_be_written_is_one_clear_line_and_leaves_nothing(
+    prunella: Prunella, root: str, tmp_path: Path
+) -> None:
+    Story(root=root).begin()
+    (Path(root) / "published").write_text("in the way")
+    (tmp_path / "taken").mkdir()
+
+    prunella("report", "--root", root, "--output", str(tmp_path / "taken"), expect=EXIT_ERROR)
+    of_output = prunella.err
+    prunella("report", "--root", root, expect=EXIT_ERROR)
+
+    assert f"prunella: --output {tmp_path / 'taken'}: the report cannot be written there (Is a directory); name a" in of_output
+    assert prunella.err.startswith(f"prunella: --root {root}: the report cannot be written there (File exists); name a file")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["root", "taken"]
+
+
+def test_a_checkpoint_that_is_not_what_was_validated_is_one_clear_line_that_says_what_to_do(
+    prunella: Prunella, tmp_path: Path
+) -> None:
+    ledger = tiny.make_experiment(tmp_path / "root")
+    [ref] = tiny.make_checkpoints(ledger, tmp_path)
+    ledger.put(ledger.verdict_key(ref.name), validation(ref))
+
+    prunella("checkpoint", "verify", "--root", str(tmp_path / "root"), expect=EXIT_ERROR)
+
+    assert f"checkpoint {ref.name}: expected the digest that validation recorded, {DIGEST}, found " in prunella.err
+    assert prunella.err.endswith("verify an older one (`prunella checkpoint list`, then --step)\n")
 
 
 def test_without_a_cluster_its_nodes_are_one_clear_line(

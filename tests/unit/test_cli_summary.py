@@ -50,6 +50,14 @@ def test_cause_culprit_and_decision_of_an_incident_are_never_cut(cause, decision
     assert "node-1, rank 1" in " ".join(cells)
 
 
+def test_an_incident_nothing_recovered_from_has_no_recovery_time():
+    text = shown(document(incidents=[incident("hang", "stop") | {"recovery_s": {}}]))
+
+    cells = [cell.strip() for line in text.splitlines() for cell in line.split("│")]
+    assert "none" in cells
+    assert "0.0" not in cells
+
+
 def test_accuracy_stands_with_its_interval_its_chance_and_its_count():
     text = shown(document())
 

@@ -1,5 +1,6 @@
 """A configuration is refused here, once, with advice; what passes is exactly what was asked for."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -71,11 +72,19 @@ def test_the_last_of_two_assignments_wins_and_the_base_is_untouched() -> None:
         ("seed=eight", "--set.seed: expected int, found str 'eight'"),
         ("seed=1.5", "--set.seed: expected int, found float 1.5"),
         ("seed=none", "--set.seed: expected int, found nothing"),
+        ("seed=-1", "seed: expected at least 0 and less than 2**63, found -1"),
+        ("seed=9223372036854775808", "seed: expected at least 0 and less than 2**63, found 9223372036854775808"),
+        ('data.inputs=["a", ""]', "data.inputs: expected the name of a file, glob or folder in each entry, found ['a', '']"),
+        ('data.inputs=[" "]', "data.inputs: expected the name of a file, glob or folder in each entry, found [' ']"),
         ("model=3", "--set.model: expected a table, found int 3"),
         ("model.top_k=2", "--set.model.top_k: expected a list, found int 2"),
         ("optim.schedule=linear", "--set.optim.schedule: expected one of warmup_stable_decay, cosine, found str 'linear'"),
         ("optim.betas=[0.9,1.5]", "optim.betas: expected two numbers, from 0 to less than 1, found [0.9, 1.5]"),
         ("optim.eps=-1.0", "optim.eps: expected at least 0, found -1.0"),
+        ("optim.min_learning_rate_ratio=nan", "optim.min_learning_rate_ratio: expected at least 0, found nan"),
+        ("optim.min_learning_rate_ratio=1.5", "optim.min_learning_rate_ratio: expected at most 1, found 1.5"),
+        ("evaluation.max_loss_rise_nats=inf", "evaluation.max_loss_rise_nats: expected at least 0, found inf"),
+        ("tracking.uri=http://[x", "tracking.uri: expected an address such as http://HOST:PORT, found one that cannot be read"),
         ("optim.learning_rate=inf", "optim.learning_rate: expected more than 0, found inf"),
         ("parallel.threads_per_rank=0", "parallel.threads_per_rank: expected at least 1, found 0"),
         ("model.d_model=100", "model.d_model: expected a multiple of 8 (grouped_mm aligns rows to 16 bytes), found 100"),
@@ -166,6 +175,22 @@ def test_the_difference_of_two_configurations_names_each_leaf_once() -> None:
 
 def test_replace_leaves_out_what_was_not_given() -> None:
     assert config_text.replace(Config(), segments=5, nodes=None) == Config(segments=5)
+
+
+def test_every_setting_is_printed_and_one_that_is_not_set_as_a_comment() -> None:
+    lines = config_text.to_toml(Config()).splitlines()
+
+    tables = [value if isinstance(value, dict) else {"": value} for value in config_text.to_mapping(Config()).values()]
+    assert sum(" = " in line for line in lines) == sum(len(table) for table in tables)
+    assert {"# fleet = none", "# uri = none", "seed = 7"} <= set(lines)
+    assert config_text.from_mapping(tomllib.loads("\n".join(lines)), "printed") == Config()
+
+
+def test_an_address_that_cannot_be_read_is_refused_without_quoting_it() -> None:
+    with pytest.raises(ConfigError, match="not shown") as refused:
+        config_text.override(Config(), ["tracking.uri=http://someone:hunter2@[x"])
+
+    assert "hunter2" not in str(refused.value)
 
 
 @pytest.mark.parametrize("uri", ["http://someone:hunter2@tracking:5000", "postgresql://hunter2@db/mlflow"])

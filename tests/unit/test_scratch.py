@@ -54,3 +54,12 @@ def test_a_reader_sees_the_old_or_the_new_text(base: Path) -> None:
 
     assert (base / "beat.json").read_text() == "new"
     assert list(base.iterdir()) == [base / "beat.json"]
+
+
+def test_a_write_that_fails_leaves_nothing(base: Path) -> None:
+    (base / "beat.json").mkdir()
+
+    with pytest.raises(IsADirectoryError):
+        write_atomically(base / "beat.json", "new")
+
+    assert list(base.iterdir()) == [base / "beat.json"]

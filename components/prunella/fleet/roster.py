@@ -4,6 +4,7 @@ Decides in which order nodes are wanted, and nothing about their health: a roste
 for. It trusts the file's author and checks only that the file can be meant as written.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,9 +13,13 @@ from pathlib import Path
 import yaml
 
 from prunella import codec
+from prunella.config import Config
 from prunella.errors import ConfigError
-from prunella.ledger import check_name
+from prunella.ledger import Ledger, check_name, list_experiments
 from prunella.records import NodeRef, NodeState
+from prunella.storage import Store
+
+logger = logging.getLogger(__name__)
 
 
 class Role(StrEnum):
@@ -69,6 +74,31 @@ def load_fleet(path: str | None, *, nodes: int) -> tuple[FleetNode, ...]:
     fleet = codec.decode(_FleetFile, document, path).nodes
     _check(fleet, path, nodes)
     return fleet
+
+
+def known_fleet(store: Store, path: str | None) -> tuple[FleetNode, ...]:
+    """The nodes of a fleet file; without one, those of the experiments in the store, or of the default fleet.
+
+    Args:
+        path: YAML file. The file that an experiment names may be gone, or on another machine: then its nodes are left out.
+
+    Raises:
+        ConfigError: the file cannot be read, or that of no experiment can.
+    """
+    if path is not None:
+        return load_fleet(path, nodes=1)
+    configs = [Ledger(store, name).config() for name in list_experiments(store)] or [Config()]
+    found: dict[str, FleetNode] = {}
+    unread: list[ConfigError] = []
+    for config in configs:
+        try:
+            found |= {node.name: node for node in load_fleet(config.fleet, nodes=config.nodes)}
+        except ConfigError as error:
+            logger.warning("fleet_left_out error=%s", error)
+            unread.append(error)
+    if not found:
+        raise unread[0]
+    return tuple(found.values())
 
 
 def default_fleet(nodes: int) -> tuple[FleetNode, ...]:

@@ -4,13 +4,14 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from prunella.errors import ConfigError, PrunellaError
 from prunella.launch import handle as handles
 from prunella.ledger import Ledger, list_experiments, open_ledger
-from prunella.orchestration.claim import next_segment, run_id_for
+from prunella.orchestration.claim import continuation, next_segment, run_id_for
 from prunella.orchestration.closing import may_continue
 from prunella.orchestration.graph import ASK_TIMEOUT_S
 from prunella.records import RECORD_OF, Action, AttemptOpened, SegmentOpened, Stage
@@ -26,44 +27,74 @@ DEAD_AFTER_S = 900.0
 _RUNG_STAGES = (Stage.GATE_FABRIC, Stage.TRAINING_SEGMENT, Stage.CHECKPOINT_VALIDATION, Stage.EVALUATION)
 
 
-#: Whether the orchestrator still has the DAG run of that id in hand.
-InHand = Callable[[str], bool]
+#: So many runs of a segment may end before they took it up, a minute apart; then a person is waited for. Source: own choice
+#: 2026-11: a store that refuses such a run is not refusing by chance, and each of them has raised an alert.
+MAX_UNCLAIMED = 5
 
 
-def in_nobodys_hand(_run_id: str) -> bool:
+class RunState(StrEnum):
+    """What an orchestrator does with a DAG run that it knows: it has it in hand, or the run is over."""
+
+    IN_HAND = "in_hand"
+    OVER = "over"
+
+
+#: What the orchestrator says of the DAG run of an id; None where it knows of none.
+StateOf = Callable[[str], RunState | None]
+
+
+def known_to_nobody(_run_id: str) -> None:
     """Where no orchestrator can be asked."""
-    return False
+    return
 
 
-def due_runs(root: str, *, is_in_hand: InHand = in_nobodys_hand, now_ns: int | None = None) -> list[dict[str, Any]]:
+def due_runs(root: str, *, state_of: StateOf = known_to_nobody, now_ns: int | None = None) -> list[dict[str, Any]]:
     """Arguments of one trigger for each experiment that is due: run id and configuration.
 
     Args:
-        is_in_hand: asked of a run that shows no sign of life: its next task may be waiting for slots, for hours.
+        state_of: asked of a run that shows no sign of life (its next task may be waiting for slots, for hours), and of the
+            one that would be started: it may be on its way, or have ended before it could take the segment up.
     """
     at_ns = time.time_ns() if now_ns is None else now_ns
     store = open_patiently(root)
-    return [trigger for name in list_experiments(store) if (trigger := _if_due(root, name, at_ns, is_in_hand)) is not None]
+    return [trigger for name in list_experiments(store) if (trigger := _if_due(root, name, at_ns, state_of)) is not None]
 
 
-def _if_due(root: str, name: str, now_ns: int, is_in_hand: InHand) -> dict[str, Any] | None:
+def _if_due(root: str, name: str, now_ns: int, state_of: StateOf) -> dict[str, Any] | None:
     """The trigger of one experiment. One that cannot be read keeps no other from advancing."""
     try:
         ledger = open_ledger(root, name)
-        return _trigger(ledger) if is_due(ledger, now_ns, is_in_hand) else None
+        return _trigger(ledger, state_of) if is_due(ledger, now_ns, state_of) else None
     except PrunellaError as error:
         logger.error("experiment_not_advanced experiment=%s error=%s", name, error)
         return None
 
 
-def _trigger(ledger: Ledger) -> dict[str, Any]:
+def _trigger(ledger: Ledger, state_of: StateOf) -> dict[str, Any] | None:
+    """The trigger of the next run; None while it is on its way."""
     segment = next_segment(ledger)
     assert segment is not None, "an experiment that is due has a segment to run"
-    run_id = run_id_for(ledger, segment)
-    return {"trigger_run_id": run_id, "conf": {"root": ledger.store.root, "experiment": ledger.name}}
+    run_id = free_run_id(ledger, segment, state_of)
+    return {"trigger_run_id": run_id, "conf": continuation(ledger)} if run_id is not None else None
 
 
-def is_due(ledger: Ledger, now_ns: int, is_in_hand: InHand = in_nobodys_hand) -> bool:
+def free_run_id(ledger: Ledger, segment: int, state_of: StateOf) -> str | None:
+    """The first id of a segment's next run that no run has had; None where one of that id is on its way.
+
+    Raises:
+        PrunellaError: `MAX_UNCLAIMED` runs ended before they took the segment up.
+    """
+    for unclaimed in range(MAX_UNCLAIMED):
+        run_id = run_id_for(ledger, segment, unclaimed=unclaimed)
+        if (state := state_of(run_id)) is not RunState.OVER:
+            return run_id if state is None else None
+    raise PrunellaError(
+        f"{MAX_UNCLAIMED} runs of segment {segment}, the last of them {run_id}, ended before they took it up; the log of their "
+        "prepare_data says why: mend that, then trigger pretrain_segment from its form"
+    )
+
+
+def is_due(ledger: Ledger, now_ns: int, state_of: StateOf = known_to_nobody) -> bool:
     """Whether the experiment's next DAG run should be triggered now."""
     segment = next_segment(ledger)
     if segment is None or ledger.is_stop_requested():
@@ -73,7 +104,7 @@ def is_due(ledger: Ledger, now_ns: int, is_in_hand: InHand = in_nobodys_hand) ->
         return _is_time(ledger, ledger.experiment().opened_ns, now_ns)
     close = ledger.closed(last.segment, last.run_index)
     if close is None:
-        return _is_dead(ledger, last, now_ns) and not is_in_hand(last.run_id)
+        return _is_dead(ledger, last, now_ns) and state_of(last.run_id) is not RunState.IN_HAND
     return may_continue(ledger, close) and _is_time(ledger, last.opened_ns, now_ns)
 
 

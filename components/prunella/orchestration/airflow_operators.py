@@ -12,18 +12,18 @@ from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOpe
 from airflow.sdk import BaseOperator, BaseOperatorLink, SkipMixin
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from prunella.errors import ConfigError
+from prunella.errors import Cause, ConfigError
 from prunella.launch.handle import Handle
 from prunella.orchestration import closing, graph, judging, lineage, opening, stages
-from prunella.orchestration.claim import SegmentRun, claim, next_segment, read_claim, run_id_for
+from prunella.orchestration.claim import SegmentRun, claim, continuation, next_segment, read_claim, run_id_for
 from prunella.orchestration.leaving import may_leave
 from prunella.orchestration.lineage import Lineage, in_openlineage
-from prunella.orchestration.notifier import Alert
+from prunella.orchestration.notifier import WAITING, Alert
 from prunella.orchestration.opening import StepFailed
 from prunella.orchestration.publishing import publish_apart
 from prunella.orchestration.stages import NotReached
-from prunella.orchestration.submit import Submission, open_experiment
-from prunella.records import Outcome
+from prunella.orchestration.submit import Submission, find_experiment, open_experiment
+from prunella.records import Outcome, SegmentClosed
 
 CLAIM = "claim"
 FAILURE = "failure"
@@ -117,7 +117,7 @@ class SegmentStep(BaseOperator, SkipMixin):
     def close_early(self, context: Any, failed: StepFailed) -> None:
         """Skip everything but the close, which reports the failure. Ends the task."""
         self.log.error("%s", failed)
-        context["ti"].xcom_push(key=FAILURE, value=str(failed))
+        context["ti"].xcom_push(key=FAILURE, value={"message": str(failed), "cause": failed.cause.value})
         spared = (graph.Step.PREPARE_DATA, graph.Step.CLOSE_SEGMENT, graph.Step.CONTINUE_EXPERIMENT, self.task_id)
         self.skip(context["ti"], [task for task in self.dag.tasks if task.task_id not in spared])
 
@@ -136,11 +136,14 @@ class LineageStep(SegmentStep):
 
 
 class PrepareData(LineageStep):
-    """Opens the experiment if it is new, claims its next segment, and has its data set made or verified."""
+    """Opens the experiment if it may be new, claims its next segment, and has its data set made or verified."""
 
     def run_of(self, context: Any) -> SegmentRun:
         params = context["params"]
-        ledger = open_experiment(submission_from(params))
+        if params.get("continues"):
+            ledger = find_experiment(params["root"], params["experiment"])
+        else:
+            ledger = open_experiment(submission_from(params))
         key = claim(ledger, params.get("run_id") or context["dag_run"].run_id)
         context["ti"].xcom_push(key=CLAIM, value=key)
         return read_claim(params["root"], key, is_unattended=bool(params.get("unattended")))
@@ -268,20 +271,28 @@ class CloseSegment(SegmentStep):
         return self.work(run, context)
 
     def work(self, run: SegmentRun, context: Any) -> Any:
-        names = [graph.Step.PREPARE_DATA.value, graph.Step.OPEN_SEGMENT.value]
-        failures = [context["ti"].xcom_pull(task_ids=name, key=FAILURE) for name in names]
-        message = next((text for text in failures if text), None)
-        close = closing.close_segment(run, failed=opening.failure_of(run, message) if message else None)
+        close = closing.close_segment(run, failed=self.failed_early(run, context))
         ledger = run.ledger()
-        publish_apart(ledger, is_awaited=not closing.may_continue(ledger, close))
+        publish_apart(ledger, is_awaited=closing.lacks_links(ledger) or not closing.may_continue(ledger, close))
         self.mlflow_url, self.report_url = closing.links(run)
-        if close.outcome is Outcome.FAILED and run.is_unattended:
-            # The command says the rest in one line; a red task would print a traceback instead.
-            if not closing.is_fenced(run):
-                Alert()(context)
-        elif close.outcome is Outcome.FAILED:
+        if close.outcome is Outcome.FAILED and not run.is_unattended:
             raise AirflowFailException(f"segment {close.segment}: {close.message}")
+        self.tell(run, close, context)
         return close.outcome.value
+
+    def failed_early(self, run: SegmentRun, context: Any) -> StepFailed | None:
+        """What an earlier task of this run closed early with; None where none did."""
+        names = [graph.Step.PREPARE_DATA.value, graph.Step.OPEN_SEGMENT.value]
+        found = [context["ti"].xcom_pull(task_ids=name, key=FAILURE) for name in names]
+        told = next((failure for failure in found if failure), None)
+        return opening.failure_of(run, told["message"], Cause(told["cause"])) if told else None
+
+    def tell(self, run: SegmentRun, close: SegmentClosed, context: Any) -> None:
+        """People, of what no red task tells them."""
+        if close.outcome is Outcome.FAILED and not closing.is_fenced(run):
+            Alert()(context)  # unattended: the command says the rest in one line; a red task would print a traceback instead
+        if closing.is_on_hold(run.ledger(), close):
+            Alert(WAITING)(context)
 
 
 class ContinueExperiment(TriggerDagRunOperator):
@@ -301,5 +312,5 @@ class ContinueExperiment(TriggerDagRunOperator):
         if not closing.may_continue(ledger, close):
             raise AirflowSkipException("the policy wants a person's word before the next segment")
         self.trigger_run_id = run_id_for(ledger, segment)
-        self.conf = {"root": run.root, "experiment": run.experiment}
+        self.conf = continuation(ledger)
         return super().execute(context)

@@ -60,13 +60,26 @@ def next_segment(ledger: Ledger) -> int | None:
     return next(pending, None)
 
 
-def run_id_for(ledger: Ledger, segment: int) -> str:
-    """The deterministic id of the next DAG run of a segment: whoever comes second finds it there."""
-    return f"{ledger.name}__seg-{segment:04d}__r{len(ledger.runs(segment))}"
+def run_id_for(ledger: Ledger, segment: int, *, unclaimed: int = 0) -> str:
+    """The deterministic id of the next DAG run of a segment: whoever comes second finds it there.
+
+    Args:
+        unclaimed: runs of the id that ended before they took anything up; the orchestrator knows them, the ledger does not.
+    """
+    name = f"{ledger.name}__seg-{segment:04d}__r{len(ledger.runs(segment))}"
+    return f"{name}-{unclaimed}" if unclaimed else name
 
 
-def claim(ledger: Ledger, run_id: str) -> str:
+def continuation(ledger: Ledger) -> dict[str, Any]:
+    """The configuration of a DAG run that goes on with an experiment, which it must therefore find."""
+    return {"root": ledger.store.root, "experiment": ledger.name, "continues": True}
+
+
+def claim(ledger: Ledger, run_id: str, *, is_carried_on: bool = False) -> str:
     """Take up the next segment for `run_id`; a second try finds its claim. Returns the claim's key.
+
+    Args:
+        is_carried_on: the command that ran the one before goes on by itself: nobody was waited for.
 
     Raises:
         ConfigError: the experiment is complete.
@@ -76,8 +89,11 @@ def claim(ledger: Ledger, run_id: str) -> str:
         if segment is None:
             raise ConfigError(f"experiment {ledger.name!r} is complete; `prunella extend` adds segments")
         run_index = len(ledger.runs(segment))
+        opened = SegmentOpened(
+            segment=segment, run_index=run_index, run_id=run_id, opened_ns=time.time_ns(), is_carried_on=is_carried_on
+        )
         try:
-            ledger.open_run(SegmentOpened(segment=segment, run_index=run_index, run_id=run_id, opened_ns=time.time_ns()))
+            ledger.open_run(opened)
         except KeyExists:
             logger.info("claim_raced experiment=%s segment=%s", ledger.name, segment)
     return claim_key(ledger, mine.segment, mine.run_index)

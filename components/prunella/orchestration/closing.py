@@ -11,14 +11,14 @@ import time
 
 from prunella.checkpoint_history import prune
 from prunella.errors import Cause, KeyExists
-from prunella.incidents.diagnose import from_failure
+from prunella.incidents.diagnose import CONFIDENCE_ABSENT, from_failure
 from prunella.incidents.policy import Case, decide
 from prunella.ledger import Ledger
 from prunella.orchestration import promoting
 from prunella.orchestration.ask_stage import Asking, ask
 from prunella.orchestration.claim import SegmentRun, addressed, next_segment
 from prunella.orchestration.judging import accepted_records, attended
-from prunella.orchestration.opening import RELAUNCHES, OnStart, StepFailed, dataset, scratch_of
+from prunella.orchestration.opening import RELAUNCHES, OnStart, StepFailed, dataset, last_vanishing, scratch_of
 from prunella.orchestration.publishing import published
 from prunella.orchestration.stages import NotReached, last_checkpoint
 from prunella.records import (
@@ -85,11 +85,6 @@ def _evaluation(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened) -> Eval
     return ledger.find_stage_record(EvaluationRecord, ledger.record_key(run.segment, attempt.attempt, EVALUATION))
 
 
-def _vanished_evaluation(ledger: Ledger, run: SegmentRun, attempt: AttemptOpened) -> FailedRecord | None:
-    ended = ledger.vanishings(ledger.record_key(run.segment, attempt.attempt, EVALUATION))
-    return ended[-1] if ended else None
-
-
 def _why_not(record: StageRecord | None) -> str:
     if isinstance(record, EvaluationRecord):
         return record.regression
@@ -122,19 +117,26 @@ def _close(ledger: Ledger, run: SegmentRun, failed: StepFailed | None, message: 
     decision = ledger.decision(run.segment, attempt.attempt) if attempt else None
     is_accepted = attempt is not None and decision is not None and decision.action is Action.ACCEPT
     checkpoint = last_checkpoint(ledger, run, attempt) if attempt is not None and is_accepted else None
+    outcome = _outcome(ledger, is_accepted)
+    if attempt is None and failed is None:
+        failed = StepFailed(None, message or "no attempt was opened; the log of the first task that failed says why")
+    if failed is not None:
+        incidents = _before_attempts(ledger, run, failed, is_asked_for=outcome is Outcome.STOPPED)
+    else:
+        incidents = _after_attempts(ledger, run, attempt, checkpoint)
     return SegmentClosed(
         segment=run.segment,
         run_index=run.run_index,
         run_id=run.run_id,
-        outcome=_outcome(ledger, is_accepted),
-        message=_message(decision, failed, message),
+        outcome=outcome,
+        message=str(failed) if failed is not None else _message(decision, incidents, message),
         opened_ns=_opened_ns(ledger, run),
         closed_ns=time.time_ns(),
         attempt=attempt.attempt if attempt is not None and is_accepted else None,
         checkpoint=checkpoint,
         is_promoted=checkpoint is not None and ledger.mark(checkpoint.name, promoting.PROMOTED) is not None,
         records=accepted_records(ledger, attempt) if attempt is not None and is_accepted else {},
-        incidents=_closing_incidents(ledger, run, attempt, checkpoint, failed),
+        incidents=incidents,
     )
 
 
@@ -144,29 +146,36 @@ def _outcome(ledger: Ledger, is_accepted: bool) -> Outcome:
     return Outcome.STOPPED if ledger.is_stop_requested() else Outcome.FAILED
 
 
-def _message(decision: DecisionRecord | None, failed: StepFailed | None, message: str) -> str:
-    if failed is not None:
-        return str(failed)
-    return decision.message if decision is not None else (message or "no attempt was judged")
+def _message(decision: DecisionRecord | None, incidents: tuple[Incident, ...], message: str) -> str:
+    """What was decided of the last attempt, and what came of evaluating it where that went wrong."""
+    decided = decision.message if decision is not None else (message or "the last attempt was not judged")
+    return "; ".join([decided, *(incident.diagnosis.message for incident in incidents)])
 
 
 def _opened_ns(ledger: Ledger, run: SegmentRun) -> int:
     return ledger.runs(run.segment)[run.run_index].opened_ns
 
 
-def _closing_incidents(
-    ledger: Ledger,
-    run: SegmentRun,
-    attempt: AttemptOpened | None,
-    checkpoint: CheckpointRef | None,
-    failed: StepFailed | None,
+def _before_attempts(ledger: Ledger, run: SegmentRun, failed: StepFailed, *, is_asked_for: bool) -> tuple[Incident, ...]:
+    """What a step before the attempts failed of. A stop that a person asked for is nothing, unless a record says otherwise."""
+    record, row = failed.record, "before_attempts"
+    if record is not None:
+        return (_incident(from_failure(record.stage, record), Action.STOP, row, record),)
+    if is_asked_for:
+        return ()
+    found = Diagnosis(cause=failed.cause, message=str(failed), confidence=CONFIDENCE_ABSENT)
+    began_ns, now_ns = _opened_ns(ledger, run), time.time_ns()
+    return (Incident(diagnosis=found, action=Action.STOP, row=row, fault_ns=began_ns, detected_ns=now_ns, decided_ns=now_ns),)
+
+
+def _after_attempts(
+    ledger: Ledger, run: SegmentRun, attempt: AttemptOpened | None, checkpoint: CheckpointRef | None
 ) -> tuple[Incident, ...]:
-    """Failures outside attempts: of the steps before them, and of the evaluation after."""
-    if failed is not None and failed.record is not None:
-        return (_incident(from_failure(failed.record.stage, failed.record), Action.STOP, "before_attempts", failed.record),)
+    """The failure of the evaluation, or what it found."""
     if attempt is None or checkpoint is None:
         return ()
-    record = _evaluation(ledger, run, attempt) or _vanished_evaluation(ledger, run, attempt)
+    key = ledger.record_key(run.segment, attempt.attempt, EVALUATION)
+    record = _evaluation(ledger, run, attempt) or last_vanishing(ledger, key)
     if isinstance(record, FailedRecord):
         return (_incident(from_failure(Stage.EVALUATION, record), Action.ACCEPT, "not_evaluated", record),)
     if isinstance(record, EvaluationRecord) and record.is_regression:
@@ -210,6 +219,12 @@ def is_waiting_for_a_person(close: SegmentClosed) -> bool:
     return any(incident.action in (Action.ASK, Action.STOP) for incident in close.incidents)
 
 
+def is_on_hold(ledger: Ledger, close: SegmentClosed) -> bool:
+    """Whether the segment was accepted, and the next one waits for a person all the same: no red task tells of that."""
+    is_accepted = close.outcome is Outcome.ACCEPTED
+    return is_accepted and is_waiting_for_a_person(close) and next_segment(ledger) is not None
+
+
 def may_continue(ledger: Ledger, close: SegmentClosed) -> bool:
     """Whether the next DAG run of the experiment may start by itself."""
     if ledger.is_stop_requested() or next_segment(ledger) is None:
@@ -234,6 +249,11 @@ def is_fenced(run: SegmentRun) -> bool:
     attempt = run.last_attempt(ledger)
     decision = ledger.decision(run.segment, attempt.attempt) if attempt is not None else None
     return decision is not None and any(incident.diagnosis.cause is Cause.FENCED for incident in decision.incidents)
+
+
+def lacks_links(ledger: Ledger) -> bool:
+    """Whether nothing is published yet that `links` could lead to. Airflow keeps for good what they are when the task ends."""
+    return bool(os.environ.get("PRUNELLA_MLFLOW_UI")) and published(ledger) is None
 
 
 def links(run: SegmentRun) -> tuple[str, str]:

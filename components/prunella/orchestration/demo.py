@@ -20,11 +20,13 @@ from prunella.launch import door
 from prunella.launch.engine import container_engine
 from prunella.ledger import Ledger
 from prunella.orchestration import live
-from prunella.orchestration.claim import next_segment, run_id_for
+from prunella.orchestration.airflow_api import AirflowApi, AirflowAway
+from prunella.orchestration.claim import continuation, next_segment, run_id_for
 from prunella.orchestration.progress import incidents, progress
 from prunella.orchestration.publishing import publish, report_path, summary_of
 from prunella.orchestration.run import unfired_faults
 from prunella.orchestration.submit import Submission, open_experiment
+from prunella.storage import open_store
 
 logger = logging.getLogger(__name__)
 
@@ -41,39 +43,56 @@ def demo(folder: Path, console: Console) -> dict[str, Any]:
     """Run the demonstration in `folder`; returns the summary.
 
     Raises:
-        ConfigError: the folder holds something else, or stages are to run on a cluster.
+        ConfigError: the folder holds what no demonstration made or somebody works in it, or stages are to run on a cluster.
         PrunellaError: Airflow did not start, or the experiment did not end in time.
     """
     if door.launcher() == door.KUBERNETES:
         raise ConfigError(f"{door.VARIABLE}=kubernetes: the demonstration has three nodes, all on this machine; unset it")
     started = time.monotonic()
-    _make_room(folder)
     settings = live.settings_for(folder, with_mlflow=False)
+    _make_room(settings)
     live.scratch_environment(settings)
     ledger = open_experiment(
         Submission(root=settings.root, experiment=EXPERIMENT, recipe="tiny_moe", schedule="continuous", faults=FAULTS)
     )
     as_what = "; every stage is a container" if door.launcher() == "container" else ""
     console.print(f"[bold]Prunella[/] trains {EXPERIMENT!r} and breaks it three times: {', '.join(FAULTS)}{as_what}")
-    with container_engine(), live.start(settings):
+    with live.occupied(folder), container_engine(), live.start(settings):
         console.print(live.describe(settings))
-        api = live.AirflowApi(settings.airflow_url, live.USER, live.password(settings))
+        api = AirflowApi(settings.airflow_url, live.USER, live.password(settings))
         with _spinner(console) as show:
             show("starting Airflow")
             api.wait_until_ready(DAG_ID)
-            api.trigger(DAG_ID, conf={"root": settings.root, "experiment": EXPERIMENT}, run_id=_first_run_id(ledger))
+            api.trigger(DAG_ID, conf=continuation(ledger), run_id=_first_run_id(ledger))
             _follow(ledger, api, show, console)
     console.print(f"Airflow has stopped; {time.monotonic() - started:.0f} s since the start")
     return _publish(ledger, settings, folder)
 
 
-def _make_room(folder: Path) -> None:
+def _make_room(settings: live.LiveSettings) -> None:
     """An empty folder; one of an earlier demonstration is replaced, anything else is left alone."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).exists():
-        raise ConfigError(f"--dir {folder}: not empty, and not of an earlier demonstration; choose another folder")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    (folder / _MARK).touch()
+    folder = settings.folder
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            _check_replaceable(settings)
+            with live.occupied(folder):
+                shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _MARK).touch()
+    except OSError as error:
+        raise ConfigError(f"--dir {folder}: cannot be made anew ({error.strerror or error}); choose another folder") from error
+
+
+def _check_replaceable(settings: live.LiveSettings) -> None:
+    """Refuse a folder that holds more than an earlier demonstration, such as experiments that its pages were used to start."""
+    if not (settings.folder / _MARK).exists():
+        raise ConfigError(f"--dir {settings.folder}: not empty, and not of an earlier demonstration; choose another folder")
+    others = [name for name in open_store(settings.root).list("experiments") if name != EXPERIMENT]
+    if others:
+        raise ConfigError(
+            f"--dir {settings.folder}: expected nothing but an earlier demonstration, found experiments that would be lost: "
+            f"{', '.join(others)}; choose another with `prunella demo --dir`, or remove the folder if they may go"
+        )
 
 
 def _first_run_id(ledger: Ledger) -> str:
@@ -101,7 +120,7 @@ def _spinner(console: Console) -> Iterator[Callable[[str], None]]:
     yield show
 
 
-def _follow(ledger: Ledger, api: live.AirflowApi, show: Callable[[str], None], console: Console) -> None:
+def _follow(ledger: Ledger, api: AirflowApi, show: Callable[[str], None], console: Console) -> None:
     deadline = time.monotonic() + TIMEOUT_S
     told = 0
     while next_segment(ledger) is not None:
@@ -118,7 +137,7 @@ def _follow(ledger: Ledger, api: live.AirflowApi, show: Callable[[str], None], c
     _wait_for_runs(api, deadline, show)
 
 
-def _check_alive(ledger: Ledger, api: live.AirflowApi, deadline: float) -> None:
+def _check_alive(ledger: Ledger, api: AirflowApi, deadline: float) -> None:
     segment = next_segment(ledger)
     if time.monotonic() > deadline:
         raise PrunellaError(f"the demonstration did not end within {TIMEOUT_S:g} s; `prunella status` says where it is")
@@ -128,11 +147,20 @@ def _check_alive(ledger: Ledger, api: live.AirflowApi, deadline: float) -> None:
         raise PrunellaError(f"segment {close.segment} {close.outcome}: {close.message}")
 
 
-def _wait_for_runs(api: live.AirflowApi, deadline: float, show: Callable[[str], None]) -> None:
+def _wait_for_runs(api: AirflowApi, deadline: float, show: Callable[[str], None]) -> None:
     """The last close is in the ledger before its task has published and ended."""
     show("closing")
-    while "running" in api.run_states(DAG_ID).values() and time.monotonic() < deadline:
+    while _may_be_running(api) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
+
+
+def _may_be_running(api: AirflowApi) -> bool:
+    """Whether a run goes on, as far as Airflow can be asked: the experiment is complete, whatever Airflow stumbles over."""
+    try:
+        return "running" in api.run_states(DAG_ID).values()
+    except AirflowAway as error:
+        logger.warning("airflow_away error=%s", error)
+        return True
 
 
 def _publish(ledger: Ledger, settings: live.LiveSettings, folder: Path) -> dict[str, Any]:

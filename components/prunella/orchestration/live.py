@@ -6,18 +6,18 @@ root was named, and MLflow's pages show the store beside what is published of it
 """
 
 import base64
+import contextlib
+import fcntl
 import json
+import logging
 import os
 import secrets
 import sys
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import httpx
-
-from prunella.errors import PrunellaError
+from prunella.errors import ConfigError
 from prunella.launch.local import interpreter
 from prunella.node_processes import free_port
 from prunella.orchestration import airflow_home, scheduling
@@ -25,16 +25,10 @@ from prunella.orchestration.publishing import published_root
 from prunella.orchestration.services import Service, Supervisor
 from prunella.storage import create_root, prove_root
 
+logger = logging.getLogger(__name__)
+
 USER = "admin"
 HOST = "127.0.0.1"
-#: Time a fresh Airflow may take to answer. Source: own measurement 2026-11: 20 to 40 s on 2 cores, tripled.
-START_TIMEOUT_S = 180.0
-
-
-#: Between two tries to start a run. Source: own observation 2026-11: on SQLite one demonstration of many met a database error
-#: (500) in its first second.
-_STUMBLE_S = 2.0
-_TRIES = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +76,8 @@ class LiveSettings:
 def settings_for(folder: Path, *, with_mlflow: bool, root: str | None = None, airflow_port: int | None = None) -> LiveSettings:
     """Settings on ports that are free now, with the tracking server and the database that the environment names.
 
+    MLflow's pages keep their port as long as it is free: Airflow keeps the links to them for good.
+
     Args:
         with_mlflow: run MLflow's pages too, unless there is a tracking server already.
         root: where the ledger lies; in the folder by default.
@@ -92,10 +88,48 @@ def settings_for(folder: Path, *, with_mlflow: bool, root: str | None = None, ai
         folder=folder,
         root=root or str(folder / "root"),
         airflow_port=airflow_port or free_port(),
-        mlflow_port=free_port() if with_mlflow and not mlflow_server else None,
+        mlflow_port=_mlflow_port(folder) if with_mlflow and not mlflow_server else None,
         mlflow_server=mlflow_server,
         database=os.environ.get("PRUNELLA_DATABASE") or None,
     )
+
+
+def _port_note(folder: Path) -> Path:
+    """Where the port of MLflow's pages is kept."""
+    return folder / "mlflow-port"
+
+
+def _mlflow_port(folder: Path) -> int:
+    """The port that MLflow's pages had in this folder, or another where somebody has it."""
+    note = _port_note(folder)
+    text = note.read_text().strip() if note.exists() else ""
+    before = int(text) if text.isdecimal() else 0
+    port = free_port(before)
+    if before not in (0, port):
+        logger.warning("mlflow_port_taken port=%s instead=%s (links that Airflow has kept lead to the first)", before, port)
+    return port
+
+
+@contextlib.contextmanager
+def occupied(folder: Path) -> Iterator[None]:
+    """For the time of the block the folder is ours; the kernel gives back that of a process that died.
+
+    Raises:
+        ConfigError: somebody works there already, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lock").touch()
+    except OSError as error:
+        raise ConfigError(f"--dir {folder}: cannot be worked in ({error.strerror}); choose another folder") from error
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"--dir {folder}: a `prunella up` or a demonstration is at work there; end it with Ctrl-C, or choose another"
+            ) from error
+        yield
 
 
 def password(settings: LiveSettings) -> str:
@@ -184,6 +218,7 @@ _MLFLOW_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DI
 
 def _mlflow_command(settings: LiveSettings) -> tuple[str, ...]:
     published_root(settings.root).mkdir(parents=True, exist_ok=True)
+    _port_note(settings.folder).write_text(str(settings.mlflow_port))
     store = ("--backend-store-uri", settings.tracking_uri, "--workers", "1")
     return (interpreter(), "-m", "mlflow", "server", *store, "--host", HOST, "--port", str(settings.mlflow_port))
 
@@ -207,87 +242,6 @@ def start(settings: LiveSettings) -> Supervisor:
     if slots := scheduling.node_slots():
         airflow_home.make_pool(scheduling.NODE_POOL, slots, variables, settings.python)
     return Supervisor(services(settings), settings.folder / "logs")
-
-
-class AirflowApi:
-    """The public REST API of an Airflow, as a logged-in user."""
-
-    def __init__(self, url: str, user: str, secret: str) -> None:
-        self._url = url
-        self._credentials = {"username": user, "password": secret}
-        self._client = httpx.Client(base_url=url, timeout=30.0, trust_env=False)
-
-    def wait_until_ready(self, dag_id: str, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Wait until the scheduler is healthy and the DAG is known.
-
-        Raises:
-            PrunellaError: not within the time.
-        """
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            if self._is_healthy() and self._knows(dag_id):
-                return
-            time.sleep(1.0)
-        raise PrunellaError(f"Airflow at {self._url} was not ready within {timeout_s:g} s; see the logs folder beside it")
-
-    def _is_healthy(self) -> bool:
-        try:
-            answer = self._client.get("/api/v2/monitor/health")
-        except httpx.TransportError:
-            return False
-        return answer.is_success and answer.json().get("scheduler", {}).get("status") == "healthy"
-
-    def _knows(self, dag_id: str) -> bool:
-        self.log_in()
-        return self._client.get(f"/api/v2/dags/{dag_id}").is_success
-
-    def log_in(self) -> None:
-        """Take a token; the API answers 201."""
-        answer = self._client.post("/auth/token", json=self._credentials)
-        if not answer.is_success:
-            raise PrunellaError(f"Airflow at {self._url} refused the login of {self._credentials['username']!r}: {answer.text}")
-        self._client.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
-
-    def trigger(self, dag_id: str, *, conf: dict[str, Any], run_id: str | None = None) -> str:
-        """Start a DAG run; returns its id. With an id of its own a run is asked for again while Airflow stumbles.
-
-        Raises:
-            PrunellaError: Airflow refused, with its own words.
-        """
-        self.log_in()
-        body = {"conf": conf, "logical_date": None} | ({"dag_run_id": run_id} if run_id else {})
-        for number in range(_TRIES if run_id else 1):
-            time.sleep(_STUMBLE_S if number else 0.0)
-            answer = self._client.post(f"/api/v2/dags/{dag_id}/dagRuns", json=body)
-            if run_id and number and answer.status_code == httpx.codes.CONFLICT:
-                return run_id  # the try before started it, and stumbled over the answer
-            if not answer.is_server_error:
-                break
-        if not answer.is_success:
-            raise PrunellaError(f"Airflow refused to start {dag_id}: {answer.status_code} {answer.text}")
-        return str(answer.json()["dag_run_id"])
-
-    def run_states(self, dag_id: str) -> dict[str, str]:
-        """State of every DAG run, by id."""
-        self.log_in()
-        answer = self._client.get(f"/api/v2/dags/{dag_id}/dagRuns", params={"limit": 100})
-        answer.raise_for_status()
-        return {run["dag_run_id"]: run["state"] for run in answer.json()["dag_runs"]}
-
-    def task_states(self, dag_id: str, run_id: str) -> dict[str, str]:
-        """State of every task of a run, by task id (the last of a mapped task's)."""
-        self.log_in()
-        answer = self._client.get(f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 200})
-        answer.raise_for_status()
-        return {task["task_id"]: str(task["state"]) for task in answer.json()["task_instances"]}
-
-    def answer(self, dag_id: str, run_id: str, task_id: str, option: str) -> None:
-        """Answer a task that waits for a person, as the page *Required actions* does."""
-        self.log_in()
-        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/-1/hitlDetails"
-        answer = self._client.patch(path, json={"chosen_options": [option], "params_input": {}})
-        if not answer.is_success:
-            raise PrunellaError(f"Airflow refused the answer {option!r} to {task_id}: {answer.status_code} {answer.text}")
 
 
 def describe(settings: LiveSettings) -> str:

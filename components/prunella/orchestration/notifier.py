@@ -1,9 +1,9 @@
 """Tells people what needs them: one CRITICAL event in the log, and one letter to a webhook where an address is set.
 
 Airflow calls it in three places: in the DAG processor when a DAG run failed, in the triggerer when a segment missed its
-deadline, and `close_segment` calls it where nobody sees a red task. It trusts neither webhook nor template, and never
-raises: a webhook that is down and a template that cannot be rendered are logged, and what was to be told stays as it is.
-The address lets anybody write there, so no log line holds it.
+deadline, in the task that asks a person; and `close_segment` calls it where nobody sees a red task. It trusts neither webhook
+nor template, and never raises: a webhook that is down and a template that cannot be rendered are logged, and what was to be
+told stays as it is. The address lets anybody write there, so no log line holds it.
 """
 
 import contextlib
@@ -29,6 +29,8 @@ TIMEOUT_S = 10.0
 
 FAILED = "failed"
 LATE = "late"
+ASKED = "asked"
+WAITING = "waiting"
 #: Of each occasion, the name of its event in the log, and what people are told.
 OCCASIONS = {
     FAILED: (
@@ -39,6 +41,16 @@ OCCASIONS = {
         "segment_is_late",
         "prunella: DAG run {{ run_id }} of {{ dag_id }} has not ended by {{ deadline.deadline_time }}; "
         "`prunella status` says where it is",
+    ),
+    ASKED: (
+        "segment_asks_a_person",
+        "prunella: DAG run {{ run_id }} of {{ dag_id }} asks how to go on, and stops if nobody answers in time; "
+        "the question is on Airflow's page Required actions, and the log of the verdict before it says why",
+    ),
+    WAITING: (
+        "experiment_waits_for_a_person",
+        "prunella: DAG run {{ run_id }} of {{ dag_id }} was accepted, but the next segment waits for a person; "
+        "the log of its close_segment says why",
     ),
 }
 #: The letter where PRUNELLA_ALERT_TEMPLATE names no file. Chat services show `text`.

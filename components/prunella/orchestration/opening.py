@@ -51,11 +51,12 @@ OnStart = Callable[[handles.Handle], None]
 
 
 class StepFailed(Exception):
-    """A step whose failure closes the segment. `record` says why; it is in the ledger already."""
+    """A step whose failure closes the segment. `record` says why, and is in the ledger already; without one, `cause` does."""
 
-    def __init__(self, record: StageRecord | None, message: str) -> None:
+    def __init__(self, record: StageRecord | None, message: str, cause: Cause = Cause.UNKNOWN) -> None:
         super().__init__(message)
         self.record = record
+        self.cause = cause
 
 
 # ------------------------------------------------------------------------------------------------ data and segment
@@ -73,15 +74,22 @@ def prepare_data(run: SegmentRun, on_start: OnStart = lambda handle: None) -> st
     try:
         record = _prepare(ledger, run, key, asking, is_repair=False)
     except Unlaunchable as error:
-        raise StepFailed(None, str(error)) from error
+        raise StepFailed(None, str(error), error.cause) from error
     if not isinstance(record, DataPrepRecord) or record.verdict is not Verdict.ACCEPTED:
-        raise StepFailed(record, _no_dataset(record))
+        raise _no_dataset(record or last_vanishing(ledger, key))
     _name_dataset(ledger, record)
     return key
 
 
-def _no_dataset(record: StageRecord | None) -> str:
-    return f"no data set: {record.failure.message if record is not None and record.failure else 'data prep left no record'}"
+def _no_dataset(record: StageRecord | None) -> StepFailed:
+    why = record.failure.message if record is not None and record.failure is not None else "data prep left no record"
+    return StepFailed(record, f"no data set: {why}", Cause.VANISHED)
+
+
+def last_vanishing(ledger: Ledger, output: str) -> FailedRecord | None:
+    """The last start of a stage that ended without the record it was to write at `output`; None where none did."""
+    ended = ledger.vanishings(output)
+    return ended[-1] if ended else None
 
 
 def _data_prep_key(ledger: Ledger, run: SegmentRun) -> str:
@@ -94,17 +102,19 @@ def _data_prep_scratch(ledger: Ledger, run: SegmentRun) -> Path:
     return run_scratch(run.root, run.experiment, run.segment, run.run_index, opened_ns=opened.opened_ns)
 
 
-def failure_of(run: SegmentRun, message: str) -> StepFailed:
+def failure_of(run: SegmentRun, message: str, cause: Cause = Cause.UNKNOWN) -> StepFailed:
     """What a step before the attempts failed of, with the record that says so where there is one.
 
     Args:
         message: what is known of it otherwise.
+        cause: as what it is known otherwise.
     """
     ledger = run.ledger()
-    record = ledger.find_stage_record(DataPrepRecord, _data_prep_key(ledger, run))
+    key = _data_prep_key(ledger, run)
+    record = ledger.find_stage_record(DataPrepRecord, key) or last_vanishing(ledger, key)
     if isinstance(record, FailedRecord):
-        return StepFailed(record, _no_dataset(record))
-    return StepFailed(None, _obstacle(ledger, run) or message)
+        return _no_dataset(record)
+    return StepFailed(None, _obstacle(ledger, run) or message, cause)
 
 
 def _prepare(ledger: Ledger, run: SegmentRun, key: str, asking: Asking, *, is_repair: bool) -> StageRecord | None:

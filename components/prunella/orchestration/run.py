@@ -20,10 +20,10 @@ from prunella.errors import StorageError
 from prunella.launch.engine import container_engine
 from prunella.ledger import Ledger
 from prunella.orchestration import airflow_home, closing, scheduling
-from prunella.orchestration.claim import next_segment, run_id_for
+from prunella.orchestration.claim import claim, claim_key, continuation, next_segment, read_claim, run_id_for
 from prunella.orchestration.leaving import Leave, listen
 from prunella.orchestration.submit import Submission, open_experiment
-from prunella.records import SegmentClosed
+from prunella.records import Outcome, SegmentClosed
 from prunella.startup import heavy_imports
 
 logger = logging.getLogger(__name__)
@@ -77,23 +77,39 @@ def _unfinished(why: str) -> RunResult:
 
 
 def _run_segments(ledger: Ledger, run_segment: RunSegment) -> str:
+    """Each segment is taken up here, before its engine starts: the DAG run finds its claim, which says what it follows."""
+    is_carried_on = False
     while (segment := next_segment(ledger)) is not None:
         if ledger.is_stop_requested():
             return "stopped; `prunella resume` takes the stop back"
         run_index = len(ledger.runs(segment))
         run_id = run_id_for(ledger, segment)
         logger.info("segment_run_started run_id=%s", run_id)
+        claim(ledger, run_id, is_carried_on=is_carried_on)
         run_segment(ledger, run_id)
         close = ledger.closed(segment, run_index)
         if close is None:
             return f"segment run {run_id} ended without a close; the log above has the reason; run the command again"
         if not closing.may_continue(ledger, close) and next_segment(ledger) is not None:
-            return _why(close)
+            return f"segment {close.segment} {close.outcome}: {close.message}; {_next_step(ledger, close)}"
+        is_carried_on = True
     return "complete"
 
 
-def _why(close: SegmentClosed) -> str:
-    return f"segment {close.segment} {close.outcome}: {close.message}"
+def _next_step(ledger: Ledger, close: SegmentClosed) -> str:
+    """What a person does about a close behind which the experiment stands still."""
+    named = f"--root {ledger.store.root} --experiment {ledger.name}"
+    if closing.is_on_hold(ledger, close):
+        return (
+            f"a person decides: `prunella checkpoint promote {named} --reason WHY` accepts the checkpoint all the same; "
+            "the same command then goes on"
+        )
+    if close.outcome is Outcome.STOPPED:
+        return f"`prunella resume {named}` takes the stop back"
+    run = read_claim(ledger.store.root, claim_key(ledger, close.segment, close.run_index), is_unattended=True)
+    if closing.is_fenced(run):
+        return f"`prunella status {named}` says how far the other is"
+    return "once that is mended, the same command goes on"
 
 
 @contextmanager
@@ -103,8 +119,7 @@ def dag_test_engine() -> Iterator[RunSegment]:
         dag = _load_dag(Path(home))
 
         def run_segment(ledger: Ledger, run_id: str) -> None:
-            conf = {"root": ledger.store.root, "experiment": ledger.name, "unattended": True, "run_id": run_id}
-            dag.test(logical_date=None, run_conf=conf)
+            dag.test(logical_date=None, run_conf=continuation(ledger) | {"unattended": True, "run_id": run_id})
 
         yield run_segment
 

@@ -8,7 +8,7 @@ from prunella.config import Config
 from prunella.fleet.commands import node_table
 from prunella.fleet.gate_results import apply_gate_node
 from prunella.fleet.lifecycle import Fleet, Owner
-from prunella.fleet.roster import FleetNode, load_fleet
+from prunella.fleet.roster import known_fleet
 from prunella.fleet.sweep import busy_nodes, nodes_to_sweep, request_key, sweep_requests
 from prunella.ledger import Ledger
 from prunella.orchestration import cluster_nodes
@@ -17,11 +17,18 @@ from prunella.records import FailedRecord, GateNodeRecord, GateNodeRequest
 from prunella.scratch import attempt_scratch
 from prunella.storage import open_patiently
 
+#: What becomes of a node that trains by the time its turn comes: it is left in peace.
+BUSY = "busy"
+
 
 def open_sweep(root: str, fleet_file: str | None, run_id: str) -> list[str]:
-    """Write the requests of a sweep; returns their keys. A second try of the same run finds them written."""
+    """Write the requests of a sweep; returns their keys. A second try of the same run finds them written.
+
+    Args:
+        fleet_file: the nodes to look at; None for those of the experiments under the root.
+    """
     ledger = _fleet_ledger(root)
-    fleet = _roster(fleet_file)
+    fleet = known_fleet(ledger.store, fleet_file)
     states = Fleet(ledger.store)
     due = nodes_to_sweep(fleet, {node.name: states.last(node.name) for node in fleet}, busy=busy_nodes(ledger.store))
     sweep = f"{time.strftime('%Y%m%d', time.gmtime())}-{hashlib.sha256(run_id.encode()).hexdigest()[:8]}"
@@ -39,10 +46,12 @@ def node_of(key: str) -> str:
 
 
 def gate_swept_node(root: str, key: str) -> str:
-    """Gate one node and enter the answer; returns the state the node is in now."""
+    """Gate one node and enter the answer; returns the state the node is in now, or `BUSY`: an attempt took it up meanwhile."""
     ledger = _fleet_ledger(root)
     request = ledger.find(GateNodeRequest, key)
     assert request is not None, "open_sweep wrote it"
+    if request.node in busy_nodes(ledger.store):
+        return BUSY
     sweep = key.split("/")[2]
     scratch = attempt_scratch(root, "fleet", 0, 0, opened_ns=0) / sweep
     scratch.mkdir(exist_ok=True)
@@ -59,13 +68,10 @@ def show_on_cluster(root: str, fleet_file: str | None) -> dict[str, str]:
         ConfigError: there is no cluster, or no right to its nodes.
         PrunellaError: its server is away, or it refused a node.
     """
-    shown = cluster_nodes.show_nodes(node_table(_fleet_ledger(root).store, _roster(fleet_file)))
+    store = _fleet_ledger(root).store
+    shown = cluster_nodes.show_nodes(node_table(store, known_fleet(store, fleet_file)))
     cluster_nodes.check_all_shown(shown)
     return {found.node: found.outcome.value for found in shown}
-
-
-def _roster(fleet_file: str | None) -> tuple[FleetNode, ...]:
-    return load_fleet(fleet_file, nodes=1 if fleet_file else Config().nodes)
 
 
 def _fleet_ledger(root: str) -> Ledger:

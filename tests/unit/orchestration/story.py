@@ -310,18 +310,13 @@ def validation(ref: CheckpointRef, *, is_good: bool = True) -> ValidationRecord:
     )
 
 
-def accept_evaluated(story: Story, segment: int, *, step: int, is_regression: bool = False) -> CheckpointRef:
-    """A segment that was accepted with a checkpoint at this step, and what its evaluation found."""
-    run = story.open_run(segment)
-    attempt = story.open_attempt(run)
-    checkpoint = story.candidate(step, segment=segment)
-    story.judge_checkpoint(checkpoint)
-    record = EvaluationRecord(
+def evaluation(ref: CheckpointRef, *, is_regression: bool = False) -> EvaluationRecord:
+    return EvaluationRecord(
         stage=Stage.EVALUATION,
         verdict=Verdict.ACCEPTED,
         started_ns=OPENED_NS + 12 * SECOND,
         ended_ns=OPENED_NS + 13 * SECOND,
-        checkpoint=checkpoint,
+        checkpoint=ref,
         digest=DIGEST,
         heldout_loss_nats=4.0,
         bits_per_byte=2.0,
@@ -330,7 +325,15 @@ def accept_evaluated(story: Story, segment: int, *, step: int, is_regression: bo
         is_regression=is_regression,
         regression="the held-out loss rose" if is_regression else "",
     )
-    story.put_record(attempt, Stage.EVALUATION, record)
+
+
+def accept_evaluated(story: Story, segment: int, *, step: int, is_regression: bool = False) -> CheckpointRef:
+    """A segment that was accepted with a checkpoint at this step, and what its evaluation found."""
+    run = story.open_run(segment)
+    attempt = story.open_attempt(run)
+    checkpoint = story.candidate(step, segment=segment)
+    story.judge_checkpoint(checkpoint)
+    story.put_record(attempt, Stage.EVALUATION, evaluation(checkpoint, is_regression=is_regression))
     story.close(run, Outcome.ACCEPTED, attempt=0, checkpoint=checkpoint)
     return checkpoint
 

@@ -8,7 +8,7 @@ import pytest
 from prunella.errors import Cause, ConfigError
 from prunella.launch.handle import register
 from prunella.orchestration import closing
-from prunella.orchestration.advance import DEAD_AFTER_S, due_runs, is_due, next_cron_ns
+from prunella.orchestration.advance import DEAD_AFTER_S, RunState, due_runs, is_due, next_cron_ns
 from prunella.orchestration.graph import ASK_TIMEOUT_S
 from prunella.records import Action, Outcome, Stage
 from prunella.scratch import attempt_scratch, run_scratch
@@ -34,7 +34,10 @@ def story(root: str) -> Story:
 
 def test_a_continuous_experiment_is_due_at_once(story: Story) -> None:
     assert due_runs(story.root, now_ns=NOW) == [
-        {"trigger_run_id": "demo__seg-0000__r0", "conf": {"root": story.root, "experiment": "demo"}}
+        {
+            "trigger_run_id": "demo__seg-0000__r0",
+            "conf": {"root": story.root, "experiment": "demo", "continues": True},
+        }
     ]
 
 
@@ -147,12 +150,31 @@ def test_a_run_whose_next_task_waits_for_slots_is_not_dead_however_long_it_waits
     story.open_attempt(story.open_run(0), 0)
     asked = []
 
-    def is_in_hand(run_id: str) -> bool:
+    def state_of(run_id: str) -> RunState:
         asked.append(run_id)
-        return True
+        return RunState.IN_HAND
 
-    assert due_runs(story.root, now_ns=DEAD + 100 * HOUR, is_in_hand=is_in_hand) == []
+    assert due_runs(story.root, now_ns=DEAD + 100 * HOUR, state_of=state_of) == []
     assert asked == ["demo__seg-0000__r0"]
+
+
+def test_a_run_that_is_on_its_way_is_not_asked_for_again(story: Story) -> None:
+    assert due_runs(story.root, now_ns=NOW, state_of={"demo__seg-0000__r0": RunState.IN_HAND}.get) == []
+
+
+def test_a_run_that_ended_before_it_took_the_segment_up_leaves_the_next_one_another_id(story: Story) -> None:
+    over = {"demo__seg-0000__r0": RunState.OVER}
+    second = [due["trigger_run_id"] for due in due_runs(story.root, now_ns=NOW, state_of=over.get)]
+    over |= dict.fromkeys(second, RunState.OVER)
+    third = [due["trigger_run_id"] for due in due_runs(story.root, now_ns=NOW, state_of=over.get)]
+
+    assert second == ["demo__seg-0000__r0-1"]
+    assert third == ["demo__seg-0000__r0-2"]
+
+
+def test_after_five_runs_that_took_nothing_up_a_person_is_waited_for(story: Story, caplog: pytest.LogCaptureFixture) -> None:
+    assert due_runs(story.root, now_ns=NOW, state_of=lambda _: RunState.OVER) == []
+    assert "ended before they took it up" in caplog.text
 
 
 def test_a_run_that_wrote_something_lately_is_not_dead(story: Story) -> None:

@@ -1,19 +1,33 @@
 """The operators translate: how a step ended becomes Airflow's word for it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from prunella.errors import Cause, ConfigError, StorageUnavailable
 from prunella.launch.handle import Process
 from prunella.orchestration import closing
-from prunella.orchestration.airflow_operators import OpenSegment, SegmentStep, submission_from
+from prunella.orchestration.airflow_operators import CloseSegment, OpenSegment, PrepareData, SegmentStep, submission_from
+from prunella.orchestration.notifier import WEBHOOK
+from prunella.orchestration.opening import StepFailed
 from prunella.orchestration.stages import NotReached
-from prunella.records import Action
+from prunella.records import Action, Outcome
+from unit.orchestration.mailbox import Mailbox
 from unit.orchestration.story import Story, incident
+
+
+@pytest.fixture
+def mailbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mailbox]:
+    """A webhook that takes every letter, and is configured."""
+    made = Mailbox()
+    monkeypatch.setenv(WEBHOOK, made.address)
+    yield made
+    made.server.shutdown()
 
 
 def step_that(raises: Exception | None, gives: object = None) -> SegmentStep:
@@ -59,6 +73,45 @@ def test_a_run_that_claimed_nothing_skips_its_steps() -> None:
         OpenSegment(task_id="open_segment").run_of(context)
 
 
+@pytest.mark.parametrize("root", ["there", "away"])
+def test_a_run_that_continues_an_experiment_never_opens_another(tmp_path: Path, root: str) -> None:
+    Story(str(tmp_path / "there")).begin()
+    params = {"root": str(tmp_path / root), "experiment": "demo" if root == "away" else "mistyped", "continues": True}
+
+    with pytest.raises(ConfigError, match=r"no such (folder|experiment)"):
+        PrepareData(task_id="prepare_data").run_of({"params": params})
+
+    assert not (tmp_path / "away").exists()
+    assert not (tmp_path / "there" / "experiments" / "mistyped").exists()
+
+
+def test_the_first_close_waits_for_what_its_links_lead_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Airflow keeps the links as they are when the task ends. The publication here takes half a second."""
+    story = Story(str(tmp_path / "root")).begin()
+    run = story.open_run()
+    story.close(run, Outcome.ACCEPTED, attempt=0)
+    publisher = tmp_path / "publisher"
+    note = tmp_path / "root" / "published" / "demo" / "mlflow.json"
+    publisher.write_text(f"""#!/bin/sh\nsleep 0.5\necho '{{"run_id": "abc", "experiment_id": "7"}}' > {note}\n""")
+    publisher.chmod(0o700)
+    monkeypatch.setenv("PRUNELLA_PYTHON", str(publisher))
+    monkeypatch.setenv("PRUNELLA_MLFLOW_UI", "http://127.0.0.1:5000")
+    step = CloseSegment(task_id="close_segment")
+
+    outcome = step.work(run, {"ti": SimpleNamespace(xcom_pull=lambda **_: None), "params": {}})
+
+    assert outcome == Outcome.ACCEPTED
+    assert step.mlflow_url == "http://127.0.0.1:5000/#/experiments/7/runs/abc"
+    assert step.report_url == f"{step.mlflow_url}/artifacts/report.html"
+    assert not closing.lacks_links(story.ledger)
+
+
+def test_where_there_are_no_pages_no_close_waits_for_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PRUNELLA_MLFLOW_UI", raising=False)
+
+    assert not closing.lacks_links(Story(str(tmp_path)).begin().ledger)
+
+
 def test_the_handle_of_a_stage_is_kept_where_the_next_try_finds_it() -> None:
     store: dict[str, Any] = {}
     keeper = SimpleNamespace(get=store.get, set=store.__setitem__)
@@ -82,3 +135,42 @@ def test_a_run_that_another_took_over_pages_nobody(tmp_path: Path, cause: Cause,
     story.decide(story.open_attempt(run, 0), Action.STOP, incidents=(incident(cause, Action.STOP),))
 
     assert closing.is_fenced(run) == is_fenced
+
+
+# ------------------------------------------------------------------------------------------------ the close
+
+
+@pytest.mark.parametrize(
+    ("segment", "action", "occasions"),
+    [(0, Action.ASK, ["waiting"]), (0, Action.STOP, ["waiting"]), (0, Action.ACCEPT, []), (1, Action.ASK, [])],
+    ids=["a person decides", "nobody is there to ask", "goes on", "nothing follows"],
+)
+def test_an_accepted_segment_after_which_the_experiment_waits_is_told(
+    mailbox: Mailbox, tmp_path: Path, segment: int, action: Action, occasions: list[str]
+) -> None:
+    story = Story(str(tmp_path)).begin()
+    for earlier in range(segment):
+        story.accept_segment(earlier)
+    run = story.open_run(segment)
+    close = story.close(run, Outcome.ACCEPTED, incidents=(incident(Cause.QUALITY_REGRESSION, action),))
+
+    CloseSegment(task_id="close_segment").tell(run, close, {"dag_run": SimpleNamespace(run_id=run.run_id, dag_id="d")})
+
+    assert [letter["occasion"] for letter in mailbox.letters] == occasions
+
+
+def test_what_failed_before_the_attempts_reaches_the_close_with_its_cause(tmp_path: Path) -> None:
+    run = Story(str(tmp_path)).begin().open_run()
+    pushed: dict[tuple[str, str], Any] = {}
+    failing = SimpleNamespace(xcom_push=lambda *, key, value: pushed.update({("open_segment", key): value}))
+    closes = SimpleNamespace(xcom_pull=lambda *, task_ids, key: pushed.get((task_ids, key)))
+    with DAG(dag_id="of_one_task", schedule=None):
+        step = OpenSegment(task_id="open_segment")
+
+    nothing = CloseSegment(task_id="close_segment").failed_early(run, {"ti": closes})
+    step.close_early({"ti": failing}, StepFailed(None, "no pod sees the corpus", Cause.CONFIG_ERROR))
+    found = CloseSegment(task_id="close_segment").failed_early(run, {"ti": closes})
+
+    assert nothing is None
+    assert found is not None
+    assert (str(found), found.cause) == ("no pod sees the corpus", Cause.CONFIG_ERROR)

@@ -3,7 +3,9 @@
 import pytest
 
 from prunella.errors import ConfigError
+from prunella.ledger import Ledger
 from prunella.orchestration.claim import claim, next_segment, read_claim, run_id_for
+from prunella.orchestration.run import _run_segments
 from prunella.records import Outcome
 from unit.orchestration.story import Story
 
@@ -80,6 +82,21 @@ def test_another_run_takes_up_the_same_segment_under_the_next_index(story: Story
 
     assert key.endswith("runs/01.json")
     assert [run.run_id for run in story.ledger.runs(0)] == ["first", "second"]
+
+
+def test_a_command_that_goes_on_by_itself_leaves_that_on_record(story: Story) -> None:
+    def dies(ledger: Ledger, run_id: str) -> None:
+        claim(ledger, run_id)
+
+    def accepts(ledger: Ledger, run_id: str) -> None:
+        run = read_claim(story.root, claim(ledger, run_id), is_unattended=True)
+        story.close(run, Outcome.ACCEPTED, attempt=0)
+
+    messages = [_run_segments(story.ledger, dies), _run_segments(story.ledger, accepts)]
+
+    opened = [run for segment in range(2) for run in story.ledger.runs(segment)]
+    assert messages[1] == "complete"
+    assert [(run.segment, run.run_index, run.is_carried_on) for run in opened] == [(0, 0, False), (0, 1, False), (1, 0, True)]
 
 
 def test_a_run_finds_only_the_attempts_it_opened_itself(story: Story) -> None:

@@ -106,6 +106,13 @@ def test_a_question_has_a_time_out_and_a_safe_default(bag: Any) -> None:
         assert set(ask.options_mapping.values()) == set(graph.successors(rung, Action.ASK))
 
 
+def test_a_question_is_told_when_it_is_put(bag: Any) -> None:
+    for rung in range(graph.RUNGS - 1):
+        ask = bag.dags["pretrain_segment"].get_task(graph.in_rung(rung, Action.ASK))
+
+        assert [notifier.occasion for notifier in ask.notifiers] == ["asked"]
+
+
 def test_the_form_has_a_section_and_a_description_for_every_field(bag: Any) -> None:
     params = bag.dags["pretrain_segment"].params
 

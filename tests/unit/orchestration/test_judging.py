@@ -11,6 +11,7 @@ from prunella.fleet.lifecycle import Fleet, Owner
 from prunella.ledger import Ledger
 from prunella.orchestration import closing
 from prunella.orchestration.judging import accepted_records, judge, past_failures, settle, verdict
+from prunella.orchestration.opening import StepFailed
 from prunella.records import (
     Action,
     AttemptOpened,
@@ -176,6 +177,18 @@ def test_an_attempt_stopped_by_a_signal_in_good_health_goes_on(story: Story) -> 
     decision = judged(story, attempt)
 
     assert (decision.action, decision.row, decision.incidents) == (Action.RETRY_SAME_NODES, "interrupted", ())
+
+
+def test_an_attempt_stopped_before_its_first_step_goes_on_and_pays_no_budget(story: Story) -> None:
+    attempt = story.open_attempt(story.open_run())
+    story.gate(attempt)
+    story.train(attempt, 0, stopped_by=StopReason.SIGNAL)
+
+    decision = judged(story, attempt)
+    later = story.open_attempt(run_of(story, attempt), 1)
+
+    assert (decision.action, decision.row, decision.incidents) == (Action.RETRY_SAME_NODES, "interrupted", ())
+    assert past_failures(story.ledger, later) == ()
 
 
 def test_an_attempt_that_was_never_opened_has_no_verdict(story: Story) -> None:
@@ -526,6 +539,44 @@ def test_an_evaluation_that_vanished_is_an_incident_of_the_close(story: Story) -
     (found,) = close.incidents
     assert close.outcome is Outcome.ACCEPTED
     assert (found.diagnosis.cause, found.row) == (Cause.VANISHED, "not_evaluated")
+
+
+@pytest.mark.parametrize(
+    ("step", "cause", "message"),
+    [
+        (StepFailed(None, "no pod sees the corpus", Cause.CONFIG_ERROR), Cause.CONFIG_ERROR, "no pod sees the corpus"),
+        (StepFailed(None, "segment 0 was not accepted"), Cause.UNKNOWN, "segment 0 was not accepted"),
+        (None, Cause.UNKNOWN, "no attempt was opened; the log of the first task that failed says why"),
+    ],
+    ids=["not launched", "predecessor not accepted", "failed without a word"],
+)
+def test_a_run_that_opened_no_attempt_closes_with_an_incident(
+    story: Story, step: StepFailed | None, cause: Cause, message: str
+) -> None:
+    close = closing.close_segment(story.open_run(), failed=step)
+
+    (found,) = close.incidents
+    assert (close.outcome, close.message) == (Outcome.FAILED, message)
+    assert (found.diagnosis.cause, found.diagnosis.message) == (cause, message)
+    assert (found.action, found.row) == (Action.STOP, "before_attempts")
+    assert (found.fault_ns, found.detected_ns) == (OPENED_NS, found.decided_ns)
+
+
+def test_a_stop_that_a_person_asked_for_is_no_incident(story: Story) -> None:
+    closing.request_stop(story.ledger, "maintenance")
+
+    close = closing.close_segment(story.open_run(), failed=StepFailed(None, "the experiment is stopped"))
+
+    assert (close.outcome, close.incidents) == (Outcome.STOPPED, ())
+
+
+def test_what_failed_before_a_stop_stays_an_incident(story: Story) -> None:
+    closing.request_stop(story.ledger, "maintenance")
+    record = failed(Stage.DATA_PREP, Cause.OUT_OF_MEMORY)
+
+    close = closing.close_segment(story.open_run(), failed=StepFailed(record, "no data set: raised out_of_memory"))
+
+    assert [incident.diagnosis.cause for incident in close.incidents] == [Cause.OUT_OF_MEMORY]
 
 
 # ------------------------------------------------------------------------------------------------ at the opening of an attempt

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from prunella.node_processes import free_port
-from prunella.orchestration.notifier import FAILED, LATE, TEMPLATE, WEBHOOK, Alert
+from prunella.orchestration.notifier import ASKED, FAILED, LATE, TEMPLATE, WAITING, WEBHOOK, Alert
 from unit.orchestration.mailbox import Mailbox
 
 RUN_ID, DAG_ID = "demo__seg-0000__r0", "pretrain_segment"
@@ -76,6 +76,25 @@ def test_a_missed_deadline_is_told_from_the_triggerer(mailbox: Mailbox, caplog: 
     assert (letter["run_id"], letter["dag_id"], letter["occasion"]) == (RUN_ID, DAG_ID, LATE)
     assert "has not ended by 2026-11-21 10:00:00" in letter["text"]
     assert [record.levelname for record in caplog.records] == ["CRITICAL"]
+
+
+@pytest.mark.parametrize(
+    ("occasion", "event", "words"),
+    [
+        (ASKED, "segment_asks_a_person", "Required actions"),
+        (WAITING, "experiment_waits_for_a_person", "the next segment waits for a person"),
+    ],
+)
+def test_where_a_person_is_waited_for_the_letter_says_where_to_look(
+    mailbox: Mailbox, caplog: pytest.LogCaptureFixture, occasion: str, event: str, words: str
+) -> None:
+    with caplog.at_level(logging.CRITICAL, logger="prunella.alert"):
+        Alert(occasion)(IN_TASK)
+
+    (letter,) = mailbox.letters
+    assert (letter["run_id"], letter["dag_id"], letter["occasion"]) == (RUN_ID, DAG_ID, occasion)
+    assert words in letter["text"]
+    assert [record.getMessage().partition(" ")[0] for record in caplog.records] == [event]
 
 
 def test_a_run_whose_task_is_not_known_is_told_all_the_same(mailbox: Mailbox) -> None:

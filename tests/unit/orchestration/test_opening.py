@@ -12,6 +12,7 @@ from prunella.faults import flip_byte
 from prunella.fleet.lifecycle import Fleet, Owner
 from prunella.orchestration import closing
 from prunella.orchestration.opening import (
+    RELAUNCHES,
     StepFailed,
     dataset,
     failure_of,
@@ -32,9 +33,12 @@ from prunella.records import (
     NodeRef,
     Outcome,
     ResumePoint,
+    Stage,
     Window,
 )
-from unit.orchestration.story import CONFIG, OPENED_NS, Story, incident
+from prunella.tracking.history import read_history
+from prunella.tracking.summary import summary
+from unit.orchestration.story import CONFIG, OPENED_NS, Story, failed, incident
 
 
 @pytest.fixture
@@ -287,6 +291,24 @@ def test_a_corpus_that_is_not_there_fails_the_step_with_the_record_that_says_so(
     assert isinstance(raised.value.record, FailedRecord)
     assert failure_of(run, str(raised.value)).record == raised.value.record
     assert story.ledger.find_stage_record(DataPrepRecord, story.ledger.dataset_key) is None
+
+
+def test_data_prep_that_vanished_every_time_closes_the_segment_with_an_incident_that_says_so(story: Story) -> None:
+    run = story.open_run()
+    key = f"{story.ledger.segment_prefix(0)}/runs/00/data_prep.json"
+    gone = failed(Stage.DATA_PREP, Cause.VANISHED)
+    vanishings = [dataclasses.replace(gone, ended_ns=gone.ended_ns + start) for start in range(RELAUNCHES + 1)]
+    for start, record in enumerate(vanishings):
+        story.ledger.put(story.ledger.vanished_key(key, start), record)
+
+    with pytest.raises(StepFailed, match="no data set: raised vanished") as raised:
+        prepare_data(run)
+    close = closing.close_segment(run, failed=failure_of(run, "told by another task"))
+
+    assert raised.value.record == vanishings[-1]
+    assert [(i.diagnosis.cause, i.detected_ns) for i in close.incidents] == [(Cause.VANISHED, vanishings[-1].ended_ns)]
+    found = summary(read_history(story.ledger), mlflow_run_id=None, now_ns=close.closed_ns)
+    assert (found.state, [i.cause for i in found.incidents]) == ("failed", ["vanished"])
 
 
 def test_a_damaged_data_set_is_repaired_before_the_next_attempt_by_one_process(root: str, tiny_corpus: Config) -> None:

@@ -3,19 +3,27 @@
 from dataclasses import dataclass
 from typing import Any
 
-from kfp import dsl
+from kfp import dsl, kubernetes
 from kfp.dsl.pipeline_channel import PipelineChannel
 from kfp.dsl.pipeline_task import PipelineTask
 
+from prunella.launch.kubernetes.settings import STORE_KEYS, STORE_SETTINGS
 from prunella.orchestration.pipelines.components import CONTAINER_ANSWER, LIGHTWEIGHT_ANSWER, STEPS, component
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Form:
-    """`prefix` is the registry's name with its slash; empty means images of this machine."""
+    """How components are built, and how their pods reach the store.
+
+    Args:
+        prefix: the registry's name with its slash; empty means images of this machine.
+        store_secret: secret with `STORE_KEYS`, config map of the same name with `STORE_SETTINGS`; each may be absent in the
+            cluster. Empty names none.
+    """
 
     is_container: bool = False
     prefix: str = ""
+    store_secret: str = ""
 
     def task(self, name: str, /, *, display: str | None = None, **arguments: Any) -> PipelineTask:
         """One task of a step: never cached, because the ledger and the nodes change under it; never retried.
@@ -28,7 +36,14 @@ class Form:
         task = component(name, is_container=self.is_container, prefix=self.prefix)(**arguments)
         task.set_display_name(display or name)
         task.set_cpu_limit(STEPS[name].cpu).set_memory_limit(STEPS[name].memory)
+        if self.store_secret and "root" in arguments:
+            self._reach_store(task)
         return task.set_caching_options(False)
+
+    def _reach_store(self, task: PipelineTask) -> None:
+        keys, settings = ({key: key for key in names} for names in (STORE_KEYS, STORE_SETTINGS))
+        kubernetes.use_secret_as_env(task, self.store_secret, keys, optional=True)
+        kubernetes.use_config_map_as_env(task, self.store_secret, settings, optional=True)
 
     def answer(self, task: PipelineTask) -> PipelineChannel:
         """What the step's function returned."""

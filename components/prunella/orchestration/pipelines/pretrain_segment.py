@@ -80,7 +80,8 @@ def _attempt(form: Form, run: dict[str, Any], rung: int, after: list[dsl.Pipelin
     open_attempt = task(Step.OPEN_ATTEMPT, rung=rung).after(*after)
     with dsl.ParallelFor(form.answer(open_attempt), name=f"nodes of {graph.rung_name(rung)}") as request:
         gate_node = task(Step.GATE_NODE, request=request)
-    gate_fabric = task(Step.GATE_FABRIC, rung=rung).after(gate_node)
+    # A pod that a node's gate lost is a node without an answer, not the end of the attempt.
+    gate_fabric = task(Step.GATE_FABRIC, rung=rung).after(gate_node).ignore_upstream_failure()
     train_segment = task(Step.TRAIN_SEGMENT, rung=rung).after(gate_fabric)
     kubernetes.add_node_affinity_json(train_segment, form.answer(gate_fabric))
     validate_checkpoint = task(Step.VALIDATE_CHECKPOINT, rung=rung).after(train_segment)

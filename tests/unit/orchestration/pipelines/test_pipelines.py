@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from kfp.kubernetes.node_affinity import validate_node_affinity
 
+from prunella.errors import ConfigError
 from prunella.launch.kubernetes.placement import HOST_LABEL, exclusion
+from prunella.launch.kubernetes.settings import STORE_KEYS, STORE_SETTINGS
 from prunella.orchestration import graph
 from prunella.orchestration.pipelines.compile import compile_pipelines
 from prunella.orchestration.pipelines.components import (
@@ -22,7 +24,8 @@ from prunella.records import Action
 from unit.orchestration.pipelines.compiled import Compiled, read
 
 GOLDEN = Path(__file__).resolve().parents[3] / "golden"
-FORMS = {"container": Form(is_container=True), "lightweight": Form()}
+STORE = "prunella-store"
+FORMS = {"container": Form(is_container=True, store_secret=STORE), "lightweight": Form(store_secret=STORE)}
 
 
 @pytest.fixture(scope="module", params=FORMS)
@@ -39,6 +42,13 @@ def test_compiled_pipelines_are_those_of_the_repository(written: list[Path]) -> 
     different = [path.name for path in written if path.read_bytes() != (GOLDEN / path.name).read_bytes()]
 
     assert different == [], "a component, a signature or an edge changed; if that was meant, run `make golden` and commit"
+
+
+def test_a_file_in_the_place_of_the_folder_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+
+    with pytest.raises(ConfigError, match="taken: expected a folder that can be written to, found: File exists; choose"):
+        compile_pipelines(tmp_path / "taken", Form())
 
 
 def test_a_pipeline_has_exactly_the_edges_of_the_graph(pretrain_segment: Compiled) -> None:
@@ -69,11 +79,34 @@ def test_the_close_runs_whatever_became_of_the_rest(pretrain_segment: Compiled) 
 def test_training_is_kept_off_the_nodes_that_the_gate_left_out(pretrain_segment: Compiled) -> None:
     executors = pretrain_segment.platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
-    producers = [
-        entry["nodeAffinity"][0]["nodeAffinityJson"]["taskOutputParameter"]["producerTask"] for entry in executors.values()
-    ]
+    kept_off = {name: entry["nodeAffinity"][0] for name, entry in executors.items() if "nodeAffinity" in entry}
+    producers = [affinity["nodeAffinityJson"]["taskOutputParameter"]["producerTask"] for affinity in kept_off.values()]
     assert producers == ["gate-fabric", "gate-fabric-2", "gate-fabric-3"]
-    assert all(name.startswith("exec-train-segment") for name in executors)
+    assert all(name.startswith("exec-train-segment") for name in kept_off)
+
+
+def test_a_lost_gate_of_a_node_leaves_the_rest_of_the_attempt_to_the_links_as_in_the_dag(pretrain_segment: Compiled) -> None:
+    strategies = {t["taskInfo"]["name"]: t.get("triggerPolicy", {}).get("strategy") for t in pretrain_segment.steps()}
+
+    whatever = {name for name, strategy in strategies.items() if strategy == "ALL_UPSTREAM_TASKS_COMPLETED"}
+    in_a_rung = {graph.in_rung(n, step) for n in range(graph.RUNGS) for step in (graph.Step.GATE_FABRIC, graph.Step.VERDICT)}
+    assert whatever == {graph.Step.CLOSE_SEGMENT.value, *in_a_rung}
+
+
+def test_whatever_works_on_a_root_is_told_how_to_reach_it_and_nothing_else_is(written: list[Path]) -> None:
+    for path in written:
+        compiled = read(path)
+        executors = compiled.platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+        components = compiled.pipeline["components"]
+        for component in components.values():
+            if "executorLabel" not in component:
+                continue
+            has_root = "root" in component.get("inputDefinitions", {}).get("parameters", {})
+            told = executors.get(component["executorLabel"], {})
+            keys = [key["envVar"] for secret in told.get("secretAsEnv", []) for key in secret["keyToEnv"]]
+            settings = [key["envVar"] for map_ in told.get("configMapAsEnv", []) for key in map_["keyToEnv"]]
+            assert (keys, settings) == ((list(STORE_KEYS), list(STORE_SETTINGS)) if has_root else ([], [])), component
+            assert all(source["optional"] for kind in ("secretAsEnv", "configMapAsEnv") for source in told.get(kind, []))
 
 
 def test_an_exclusion_is_an_affinity_that_kubernetes_accepts() -> None:
@@ -128,7 +161,7 @@ def test_a_changed_signature_changes_the_compiled_file(tmp_path: Path, monkeypat
     monkeypatch.setitem(STEPS, "follow", dataclasses.replace(STEPS["follow"], function=follow))
     components.component.cache_clear()
     try:
-        changed = compile_pipelines(tmp_path, Form(is_container=True))[0]
+        changed = compile_pipelines(tmp_path, FORMS["container"])[0]
     finally:
         components.component.cache_clear()
 
