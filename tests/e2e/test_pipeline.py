@@ -31,7 +31,7 @@ def test_interrupted_pipeline_saves_leaves_nothing_running_and_is_finished_by_th
 ) -> None:
     command = pipeline.start(*IN_ONE_SEGMENT, "--set", "checkpoint.interval_steps=5")
     wait_for(pipeline.root / "experiments/experiment/segments/0000/attempts/00/requests/training_segment.json", command)
-    wait_for_ranks(pipeline, command)
+    wait_for_ranks(pipeline, command, 0)
     command.send_signal(signal.SIGTERM)
     code = command.wait(120.0)
     log = (pipeline.folder / "run.log").read_text()
