@@ -58,7 +58,9 @@ class Body:
         self._at = 0
 
     def read(self, size: int = -1) -> memoryview:
-        piece = self._content[self._at :] if size < 0 else self._content[self._at : self._at + size]
+        """The next piece. It may be larger than asked, up to PIECE_BYTES: the SDK asks for 16 KiB, and takes what it gets."""
+        end = len(self._content) if size < 0 else self._at + max(size, PIECE_BYTES)
+        piece = self._content[self._at : end]
         self._at += len(piece)
         return piece
 
