@@ -1,6 +1,5 @@
 """The operators translate: how a step ended becomes Airflow's word for it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,21 +12,11 @@ from prunella.errors import Cause, ConfigError, StorageUnavailable
 from prunella.launch.handle import Process
 from prunella.orchestration import closing
 from prunella.orchestration.airflow_operators import CloseSegment, OpenSegment, PrepareData, SegmentStep, submission_from
-from prunella.orchestration.notifier import WEBHOOK
 from prunella.orchestration.opening import StepFailed
 from prunella.orchestration.stages import NotReached
 from prunella.records import Action, Outcome
 from unit.orchestration.mailbox import Mailbox
 from unit.orchestration.story import Story, incident
-
-
-@pytest.fixture
-def mailbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mailbox]:
-    """A webhook that takes every letter, and is configured."""
-    made = Mailbox()
-    monkeypatch.setenv(WEBHOOK, made.address)
-    yield made
-    made.server.shutdown()
 
 
 def step_that(raises: Exception | None, gives: object = None) -> SegmentStep:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,15 +22,6 @@ IN_TRIGGERER = {
 }
 #: What Airflow's DAG processor hands to the callback of a run whose last task it cannot tell.
 IN_DAG_PROCESSOR = {"dag": SimpleNamespace(dag_id=DAG_ID), "run_id": RUN_ID, "reason": "task_failure"}
-
-
-@pytest.fixture
-def mailbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mailbox]:
-    """A webhook that takes every letter, and is configured."""
-    made = Mailbox()
-    monkeypatch.setenv(WEBHOOK, made.address)
-    yield made
-    made.server.shutdown()
 
 
 @pytest.fixture(autouse=True)
