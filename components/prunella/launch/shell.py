@@ -12,6 +12,7 @@ import importlib
 import logging
 import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -61,7 +62,11 @@ EXIT_RECORDED = 0
 EXIT_FENCED = 3
 EXIT_NOT_FIRST = 4
 EXIT_HOST_LOST = 5
+EXIT_TOO_LONG = 1  # also what the interpreter's watchdog ends with
 _STDERR = 2
+#: How long a thread of ours may wait for the interpreter's lock before the stage counts as holding it for good, in seconds.
+#: Imports hold it for up to a second on a busy machine. Chosen on 2026-11-22.
+_LOCK_GRACE_S = 10.0
 
 
 def run_stage(stage: Stage, *, root: str, key: str, handle: Path | None = None) -> int:
@@ -106,20 +111,32 @@ def time_limit_s(stage: Stage, config: Config) -> float | None:
 
 @contextmanager
 def ended_after(limit_s: float | None) -> Iterator[None]:
-    """End this process where the block takes longer than `limit_s` seconds: exit code 1, and in its log where it hung.
+    """End this process where the block takes longer than `limit_s` seconds: exit code 1, and in its log where it stood.
 
-    Whoever started it may watch the same limit and come first: either way there is no record. The interpreter's own watchdog
-    is no thread of Python and no signal, so that it also ends a process whose driver holds the interpreter's lock, and the
-    first process of a container.
+    Whoever started it may watch the same limit and come first: either way there is no record. No signal is used: the first
+    process of a container has no default action. A thread that holds the interpreter's lock ends it, so that nothing moves
+    while it writes down where everything stands; where a hanging driver gives the lock to nobody, nothing moves either, and
+    the interpreter's own watchdog, which needs no lock, comes `_LOCK_GRACE_S` later.
     """
     if limit_s is None:
         yield
         return
-    faulthandler.dump_traceback_later(limit_s, exit=True, file=_STDERR)
+    watchdog = threading.Timer(limit_s, _end_here, [limit_s])
+    watchdog.daemon = True
+    faulthandler.dump_traceback_later(limit_s + _LOCK_GRACE_S, exit=True, file=_STDERR)
+    watchdog.start()
     try:
         yield
     finally:
+        watchdog.cancel()
         faulthandler.cancel_dump_traceback_later()
+
+
+def _end_here(limit_s: float) -> None:
+    """End this process and say where each of its threads stands."""
+    os.write(_STDERR, f"stage_ended_itself limit_s={limit_s:g}\n".encode())
+    faulthandler.dump_traceback(file=_STDERR)
+    os._exit(EXIT_TOO_LONG)
 
 
 def _end_on_sigterm() -> None:

@@ -18,7 +18,7 @@ from prunella.config import Config, GateConfig, TrainingConfig
 from prunella.errors import Cause, ConfigError
 from prunella.launch import local
 from prunella.launch.handle import register
-from prunella.launch.shell import EXIT_FENCED, EXIT_HOST_LOST, EXIT_NOT_FIRST, EXIT_RECORDED, STAGES, run_stage
+from prunella.launch.shell import EXIT_FENCED, EXIT_HOST_LOST, EXIT_NOT_FIRST, EXIT_RECORDED, EXIT_TOO_LONG, STAGES, run_stage
 from prunella.node_processes import LOOPBACK, free_port
 from prunella.records import (
     DataPrepRecord,
@@ -339,15 +339,18 @@ def test_a_gate_that_takes_longer_than_it_may_ends_itself_and_leaves_no_record(r
 
     gate = local.start(["stage", "gate_node", "--root", root, "--request", key], log=tmp_path / "gate.log")
 
-    assert gate.wait(60.0) == 1
-    assert "Timeout (0:00:00.01" in (tmp_path / "gate.log").read_text()
+    assert gate.wait(60.0) == EXIT_TOO_LONG
+    log = (tmp_path / "gate.log").read_text()
+    assert "stage_ended_itself limit_s=0.01\n" in log
+    assert " in _run_to_record\n" in log
     assert story.ledger.find_stage_record(GateNodeRecord, output) is None
 
 
 _HANGS_WITH_THE_LOCK = """
 import ctypes
-from prunella.launch.shell import ended_after
-with ended_after(0.2):
+from prunella.launch import shell
+shell._LOCK_GRACE_S = 0.2
+with shell.ended_after(0.2):
     ctypes.PyDLL(None).sleep(50)
 """
 
@@ -356,8 +359,9 @@ def test_a_limit_ends_a_process_that_hangs_with_the_interpreters_lock_and_says_w
     """A real process, in a call that gives the lock to nobody, as one into a driver may."""
     done = subprocess.run([sys.executable, "-c", _HANGS_WITH_THE_LOCK], capture_output=True, text=True, timeout=40, check=False)
 
-    assert done.returncode == 1
-    assert 'File "<string>", line 5' in done.stderr
+    assert done.returncode == EXIT_TOO_LONG
+    assert "stage_ended_itself" not in done.stderr  # no thread of ours got the lock
+    assert 'File "<string>", line 6' in done.stderr
 
 
 def test_a_process_whose_stage_was_quick_enough_goes_on() -> None:
