@@ -33,7 +33,7 @@ from datetime import timedelta
 
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.providers.standard.operators.hitl import HITLBranchOperator
-from airflow.sdk import DAG, Label, Param, TaskGroup, TriggerRule
+from airflow.sdk import DAG, Label, Param, ParamsDict, TaskGroup, TriggerRule
 
 from prunella.orchestration import airflow_operators as steps
 from prunella.orchestration import graph
@@ -100,7 +100,6 @@ with DAG(
     description="One segment of a pretraining experiment: gate, train, validate, heal, evaluate",
     schedule=None,
     catchup=False,
-    params=PARAMS,
     doc_md=__doc__,
     tags=["prunella"],
     max_active_runs=16,
@@ -180,3 +179,7 @@ with DAG(
     for rung, taken in enumerate(branches):
         for branch, task in taken.items():
             task >> [following[successor] for successor in graph.successors(rung, branch)]
+
+    # Last: tasks take a copy of the parameters there are when they are made, and Airflow proves every copy each time it writes
+    # the DAG down. What runs sees the DAG's own.
+    dag.params = ParamsDict(PARAMS)

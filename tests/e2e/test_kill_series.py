@@ -7,15 +7,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from e2e.campaign import Campaign
+from e2e.campaign import SEGMENTS, STEPS_PER_SEGMENT, Campaign
 from e2e.live_airflow import LiveAirflow, live_airflow, processes_under
 from prunella.checkpoint_history import list_checkpoints
 from prunella.ledger import Ledger
 from prunella.orchestration.claim import next_segment
 from prunella.tracking.history import read_history
 
-SEGMENTS = 4
-STEPS_PER_SEGMENT = 6
+#: All steps of the unbroken experiment.
+STEPS = SEGMENTS * STEPS_PER_SEGMENT
+#: More cuts than the unbroken experiment has, so that twenty kills find a segment to hit.
+CUTS = 3
 KILLS = 20
 #: Generous: twenty kills, each costing at most a restart of Airflow and an attempt.
 TIMEOUT_S = 1500.0
@@ -44,15 +46,15 @@ KINDS = (
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("seed", [11])
-def test_twenty_kills_of_any_process_end_with_the_unbroken_digest(tmp_path: Path, seed: int) -> None:
+def test_twenty_kills_of_any_process_end_with_the_unbroken_digest(tmp_path: Path, seed: int, unbroken: Campaign) -> None:
     with live_airflow(tmp_path / "live") as airflow:
-        ledger = airflow.open("campaign", segments=SEGMENTS, schedule="continuous")
+        ledger = airflow.open("campaign", f"steps_per_segment={STEPS // CUTS}", segments=CUTS, schedule="continuous")
         airflow.trigger(ledger)
         killed, verified = kill_until_complete(airflow, ledger, random.Random(seed))
 
     assert len(killed) == KILLS, killed
     assert_nothing_was_lost(ledger, verified)
-    assert digest_of(ledger) == unbroken_digest(tmp_path)
+    assert digest_of(ledger) == unbroken.digest()
 
 
 def kill_until_complete(
@@ -102,24 +104,16 @@ def kind_of(process: psutil.Process) -> str | None:
 def assert_nothing_was_lost(ledger: Ledger, verified: set[str]) -> None:
     """Every step kept once, in order; every checkpoint that was verified is still."""
     kept = [step.step for step in read_history(ledger).kept_steps]
-    assert kept == list(range(1, SEGMENTS * STEPS_PER_SEGMENT + 1))
+    assert kept == list(range(1, STEPS + 1))
     assert verified <= {entry.manifest.name for entry in list_checkpoints(ledger) if entry.state in ("verified", "pruned")}
 
 
 def digest_of(ledger: Ledger) -> str:
     """Digest that validation gave the last checkpoint."""
-    close = ledger.accepted(SEGMENTS - 1)
+    close = ledger.accepted(ledger.config().segments - 1)
     assert close is not None
     assert close.checkpoint is not None
     verdict = ledger.validation(close.checkpoint.name)
     assert verdict is not None
     assert verdict.digest is not None
     return verdict.digest
-
-
-def unbroken_digest(tmp_path: Path) -> str:
-    """Of the same experiment, left alone."""
-    campaign = Campaign(tmp_path / "unbroken")
-    done = campaign.run("--segments", str(SEGMENTS), "--steps-per-segment", str(STEPS_PER_SEGMENT), timeout_s=900.0)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return campaign.digest()

@@ -12,9 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from e2e.campaign import SEGMENTS, Campaign
 from e2e.live_airflow import DAG_ID, LiveAirflow, live_airflow
 from e2e.test_airflow_without_torch import PROGRAM
-from e2e.test_kill_series import assert_nothing_was_lost, digest_of, kill_until_complete, unbroken_digest
+from e2e.test_kill_series import assert_nothing_was_lost, digest_of, kill_until_complete
 from postgres import Postgres, postgres_server
 from prunella.orchestration import airflow_home
 
@@ -43,17 +44,17 @@ def airflow(postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_ten_kills_under_two_schedulers_on_postgresql_run_nothing_twice(
-    airflow: LiveAirflow, postgres: Postgres, tmp_path: Path
+    airflow: LiveAirflow, postgres: Postgres, unbroken: Campaign
 ) -> None:
-    ledger = airflow.open("campaign", segments=4, schedule="continuous")
+    ledger = airflow.open("campaign", segments=SEGMENTS, schedule="continuous")
     airflow.trigger(ledger)
     killed, verified = kill_until_complete(airflow, ledger, random.Random(23), kills=KILLS)
 
     assert len(killed) == KILLS, killed
     assert_nothing_was_lost(ledger, verified)
-    assert digest_of(ledger) == unbroken_digest(tmp_path)
+    assert digest_of(ledger) == unbroken.digest()
     runs = [name for (name,) in postgres.ask("airflow", f"SELECT run_id FROM dag_run WHERE dag_id = '{DAG_ID}'")]
-    assert {run.run_id for segment in range(4) for run in ledger.runs(segment)} <= set(runs)
+    assert {run.run_id for segment in range(SEGMENTS) for run in ledger.runs(segment)} <= set(runs)
     assert living_schedulers(airflow) == 2
 
 

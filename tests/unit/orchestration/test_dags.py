@@ -57,6 +57,15 @@ def test_the_defaults_of_a_form_are_valid(bag: Any, name: str) -> None:
     bag.dags[name].params.validate()
 
 
+def test_no_task_carries_a_copy_of_the_form(bag: Any) -> None:
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    written = DagSerialization.to_dict(bag.dags["pretrain_segment"])["dag"]
+
+    assert len(written["params"]) == len(bag.dags["pretrain_segment"].params)
+    assert [task["__var"]["task_id"] for task in written["tasks"] if "params" in task["__var"]] == []
+
+
 @pytest.mark.parametrize("name", ["advance_experiments", "sweep_fleet"])
 def test_a_scheduled_dag_runs_without_being_asked_and_never_twice_at_once(bag: Any, name: str) -> None:
     dag = bag.dags[name]
