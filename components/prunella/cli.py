@@ -118,19 +118,16 @@ def up(
 
     logs.configure()
     _end_like_ctrl_c_on_sigterm()
-    settings = live.settings_for(
-        folder.absolute(),
-        with_mlflow=True,
-        root=absolute(root) if root else None,
-        airflow_port=port,
-    )
-    live.scratch_environment(settings)
-    with live.occupied(settings.folder), container_engine(), live.start(settings):
-        out.print(live.describe(settings))
-        AirflowApi(settings.airflow_url, live.USER, live.password(settings)).wait_until_ready("pretrain_segment")
-        out.print("ready; Ctrl-C stops it")
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
+    folder = folder.absolute()
+    with live.occupied(folder):  # before anything is looked for: whoever is at work there holds its ports
+        settings = live.settings_for(folder, with_mlflow=True, root=absolute(root) if root else None, airflow_port=port)
+        live.scratch_environment(settings)
+        with container_engine(), live.start(settings):
+            out.print(live.describe(settings))
+            AirflowApi(settings.airflow_url, live.USER, live.password(settings)).wait_until_ready("pretrain_segment")
+            out.print("ready; Ctrl-C stops it")
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
 
 
 def _end_like_ctrl_c_on_sigterm() -> None:

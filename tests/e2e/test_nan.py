@@ -1,7 +1,5 @@
 """Fault: nan. Broken, healed, compared with the unbroken experiment."""
 
-import pytest
-
 from e2e.campaign import IN_ONE_SEGMENT, Campaign, assert_complete, causes
 
 
@@ -12,11 +10,3 @@ def test_poisoned_gradient_rolls_back_and_the_second_time_skips_its_batch(campai
     assert causes(summary) == [("non_finite", "roll_back"), ("non_finite", "roll_back_and_skip")]
     assert summary["incidents"][0]["culprit"] == "node-1, rank 1"
     assert campaign.digest() != unbroken.digest(), "a batch was left out"
-
-
-@pytest.mark.slow
-def test_poisoned_gradient_that_does_not_come_again_heals_exactly(campaign: Campaign, unbroken: Campaign) -> None:
-    done = campaign.run(*IN_ONE_SEGMENT, "--fault", "nan:rank=0,step=8")
-
-    assert causes(assert_complete(done, campaign)) == [("non_finite", "roll_back")]
-    assert campaign.digest() == unbroken.digest()

@@ -19,6 +19,19 @@ WITHOUT = {
     "airflow": ("torch", "kfp", "pandas", "lm_eval", "pip"),
 }
 LOCKS = {"trainer": "component", "worker": "worker", "airflow": "orchestrator"}
+#: Prints how many modules are compiled, and which of them Python would compile again because their source is of another time.
+_COMPILED = """
+import importlib.util, pathlib, struct, sys
+compiled, stale = 0, []
+for source in pathlib.Path(sys.prefix).rglob("*.py"):
+    found = pathlib.Path(importlib.util.cache_from_source(source))
+    if found.exists():
+        compiled += 1
+        flags, time_s, size = struct.unpack("<III", found.read_bytes()[4:16])
+        if not flags and (time_s, size) != (int(source.stat().st_mtime), source.stat().st_size):
+            stale.append(str(source))
+print(compiled, *stale)
+"""
 _SECRETS = ("PASSWORD", "SECRET", "TOKEN", "CREDENTIAL", "PRIVATE KEY")
 
 
@@ -82,6 +95,14 @@ def test_our_package_is_a_layer_of_its_own_among_its_dependencies(image: str) ->
     assert len(layers) >= 4, "the base, the user, the dependencies, our package"
     assert of_ours == of_boto3
     assert command.strip() == "#!/opt/prunella/bin/python"
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_what_is_compiled_in_an_image_is_not_compiled_again_at_every_start(image: str) -> None:
+    compiled, *stale = in_image(image, "python", "-c", _COMPILED).split()
+
+    assert int(compiled) > 1000
+    assert stale == []
 
 
 def test_airflow_finds_our_dags_in_its_image() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from prunella.errors import ConfigError, PrunellaError
 from prunella.launch import handle as handles
 from prunella.ledger import Ledger, list_experiments, open_ledger
-from prunella.orchestration.claim import continuation, next_segment, run_id_for
+from prunella.orchestration.claim import continuation, last_run, next_segment, run_id_for
 from prunella.orchestration.closing import may_continue
 from prunella.orchestration.graph import ASK_TIMEOUT_S
 from prunella.records import RECORD_OF, Action, AttemptOpened, SegmentOpened, Stage
@@ -99,18 +99,13 @@ def is_due(ledger: Ledger, now_ns: int, state_of: StateOf = known_to_nobody) -> 
     segment = next_segment(ledger)
     if segment is None or ledger.is_stop_requested():
         return False
-    last = _last_run(ledger, segment)
+    last = last_run(ledger, segment)
     if last is None:
         return _is_time(ledger, ledger.experiment().opened_ns, now_ns)
     close = ledger.closed(last.segment, last.run_index)
     if close is None:
         return _is_dead(ledger, last, now_ns) and state_of(last.run_id) is not RunState.IN_HAND
     return may_continue(ledger, close) and _is_time(ledger, last.opened_ns, now_ns)
-
-
-def _last_run(ledger: Ledger, segment: int) -> SegmentOpened | None:
-    runs = ledger.runs(segment) or (ledger.runs(segment - 1) if segment else [])
-    return runs[-1] if runs else None
 
 
 def _is_time(ledger: Ledger, since_ns: int, now_ns: int) -> bool:

@@ -15,7 +15,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from prunella.errors import Cause, ConfigError
 from prunella.launch.handle import Handle
 from prunella.orchestration import closing, graph, judging, lineage, opening, stages
-from prunella.orchestration.claim import SegmentRun, claim, continuation, next_segment, read_claim, run_id_for
+from prunella.orchestration.claim import SegmentRun, claim, continuation, last_run, next_segment, read_claim, run_id_for
 from prunella.orchestration.leaving import may_leave
 from prunella.orchestration.lineage import Lineage, in_openlineage
 from prunella.orchestration.notifier import WAITING, Alert
@@ -311,6 +311,9 @@ class ContinueExperiment(TriggerDagRunOperator):
             raise AirflowSkipException("the experiment is complete, or not in continuous mode")
         if not closing.may_continue(ledger, close):
             raise AirflowSkipException("the policy wants a person's word before the next segment")
+        newest = last_run(ledger, segment)
+        if newest is None or (newest.segment, newest.run_index) != (run.segment, run.run_index):
+            raise AirflowSkipException("another run has gone on since this one closed")  # the timer's, or a person's
         self.trigger_run_id = run_id_for(ledger, segment)
         self.conf = continuation(ledger)
         return super().execute(context)

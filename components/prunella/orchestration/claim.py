@@ -60,6 +60,12 @@ def next_segment(ledger: Ledger) -> int | None:
     return next(pending, None)
 
 
+def last_run(ledger: Ledger, segment: int) -> SegmentOpened | None:
+    """The newest run of a segment, or of the one before it where it has none; None when neither has."""
+    runs = ledger.runs(segment) or (ledger.runs(segment - 1) if segment else [])
+    return runs[-1] if runs else None
+
+
 def run_id_for(ledger: Ledger, segment: int, *, unclaimed: int = 0) -> str:
     """The deterministic id of the next DAG run of a segment: whoever comes second finds it there.
 

@@ -6,12 +6,21 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, DagRunTriggerException
 
+from prunella.config import Config
 from prunella.errors import Cause, ConfigError, StorageUnavailable
 from prunella.launch.handle import Process
 from prunella.orchestration import closing
-from prunella.orchestration.airflow_operators import CloseSegment, OpenSegment, PrepareData, SegmentStep, submission_from
+from prunella.orchestration.airflow_operators import (
+    CloseSegment,
+    ContinueExperiment,
+    OpenSegment,
+    PrepareData,
+    SegmentStep,
+    submission_from,
+)
+from prunella.orchestration.claim import claim_key
 from prunella.orchestration.opening import StepFailed
 from prunella.orchestration.stages import NotReached
 from prunella.records import Action, Outcome
@@ -124,6 +133,36 @@ def test_a_run_that_another_took_over_pages_nobody(tmp_path: Path, cause: Cause,
     story.decide(story.open_attempt(run, 0), Action.STOP, incidents=(incident(cause, Action.STOP),))
 
     assert closing.is_fenced(run) == is_fenced
+
+
+# ------------------------------------------------------------------------------------------------ going on
+
+
+def going_on(story: Story) -> ContinueExperiment:
+    """The operator that goes on with the experiment after its first segment, executed."""
+    step = ContinueExperiment(task_id="continue_experiment", trigger_dag_id="pretrain_segment")
+    key = claim_key(story.ledger, 0, 0)
+    context = {"ti": SimpleNamespace(xcom_pull=lambda **_: key), "params": {"root": story.root}}
+    with pytest.raises(DagRunTriggerException):  # Airflow's word for: whoever runs the task, start that run
+        step.execute(context)
+    return step
+
+
+def test_a_continuous_experiment_goes_on_with_its_next_segment(tmp_path: Path) -> None:
+    story = Story(str(tmp_path), config=Config(schedule="continuous")).begin()
+    story.close(story.open_run(), Outcome.ACCEPTED, attempt=0)
+
+    assert going_on(story).trigger_run_id == "demo__seg-0001__r0"
+
+
+def test_a_run_after_which_another_has_gone_on_starts_no_third(tmp_path: Path) -> None:
+    """Between its close and this task its publication may be waited for; the timer looks every minute."""
+    story = Story(str(tmp_path), config=Config(schedule="continuous")).begin()
+    story.close(story.open_run(), Outcome.ACCEPTED, attempt=0)
+    story.open_run(1)
+
+    with pytest.raises(AirflowSkipException, match="another run has gone on"):
+        going_on(story)
 
 
 # ------------------------------------------------------------------------------------------------ the close
