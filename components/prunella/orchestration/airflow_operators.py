@@ -311,9 +311,9 @@ class ContinueExperiment(TriggerDagRunOperator):
             raise AirflowSkipException("the experiment is complete, or not in continuous mode")
         if not closing.may_continue(ledger, close):
             raise AirflowSkipException("the policy wants a person's word before the next segment")
+        self.trigger_run_id = run_id_for(ledger, segment)  # before the look: what is taken up after it had this very id
         newest = last_run(ledger, segment)
         if newest is None or (newest.segment, newest.run_index) != (run.segment, run.run_index):
             raise AirflowSkipException("another run has gone on since this one closed")  # the timer's, or a person's
-        self.trigger_run_id = run_id_for(ledger, segment)
         self.conf = continuation(ledger)
         return super().execute(context)
