@@ -13,7 +13,7 @@ its record and never guesses from the text. The tree:
     |  |- KeyMissing              unknown: absence, which the caller turns into evidence
     |  `- DigestMismatch          checkpoint_invalid or data_corrupt by what was read; unknown for a record
     |- CheckpointInvalid          checkpoint_invalid: roll back to the next older candidate
-    |- NodeUnhealthy              node_unhealthy: replace the node; too few nodes asks a person
+    |- NodeUnhealthy              node_unhealthy: replace the node; asks a person where too few are left
     |- NonFinite                  non_finite: roll back; skip the window when it comes again
     |- Fenced                     fenced: another attempt holds the token; stop quietly, nothing to heal
     |- OutOfMemory                out_of_memory: the same configuration will not fit a second time

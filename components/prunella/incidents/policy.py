@@ -53,8 +53,8 @@ class Case:
     """All that a decision may depend on.
 
     `diagnosis` is None when every stage accepted. `is_finished` says that the segment's last step was reached and
-    verified; an attempt stopped by a signal or the wall clock is healthy but not finished. `has_replacement` says that
-    enough nodes would be left without the one the diagnosis names.
+    verified; an attempt stopped by a signal or the wall clock is healthy but not finished. `has_enough_nodes` says that
+    enough nodes that are not cordoned would be left without the one the diagnosis names.
     """
 
     diagnosis: Diagnosis | None
@@ -63,7 +63,7 @@ class Case:
     is_finished: bool
     is_stop_requested: bool
     is_breaker_open: bool
-    has_replacement: bool
+    has_enough_nodes: bool
     settings: PolicyConfig
 
 
@@ -119,7 +119,12 @@ def _is_same_node_again(case: Case) -> bool:
 
 def _is_replaceable_again(case: Case) -> bool:
     """A node that only crashes is better than none: without another in its place the experiment would stand still."""
-    return _is_same_node_again(case) and case.has_replacement
+    return _is_same_node_again(case) and case.has_enough_nodes
+
+
+def _are_nodes_missing(case: Case) -> bool:
+    """Whether too few are left to be gated again. One of which a gate could not tell counts: perhaps its process was killed."""
+    return _is(Cause.NODE_UNHEALTHY)(case) and not case.has_enough_nodes
 
 
 def _is_same_step_again(case: Case) -> bool:
@@ -158,7 +163,8 @@ TABLE: tuple[Row, ...] = (
         Action.REPLACE_NODE,
         "the node failed its checks",
     ),
-    Row("too_few_nodes", _is(Cause.NODE_UNHEALTHY), Action.ASK, "fewer healthy nodes than needed; a person repairs some"),
+    Row("too_few_nodes", _are_nodes_missing, Action.ASK, "fewer healthy nodes than needed; a person repairs some"),
+    Row("nodes_in_doubt", _is(Cause.NODE_UNHEALTHY), Action.RETRY_SAME_NODES, "enough are left that may pass; gated again"),
     Row("same_node_again", _both(_CRASH, _is_replaceable_again), Action.REPLACE_NODE, "the same node failed again"),
     Row(
         "same_node_kept", _both(_CRASH, _is_same_node_again), Action.RETRY_SAME_NODES, "failed again, and none takes its place"

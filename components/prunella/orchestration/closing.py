@@ -193,7 +193,7 @@ def _regression(ledger: Ledger, record: EvaluationRecord, *, is_unattended: bool
         is_finished=False,
         is_stop_requested=False,
         is_breaker_open=False,
-        has_replacement=False,
+        has_enough_nodes=False,
         settings=ledger.config().policy,
     )
     choice = attended(decide(case), ledger.config(), is_unattended=is_unattended)

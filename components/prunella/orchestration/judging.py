@@ -198,12 +198,12 @@ def _case(ledger: Ledger, attempt: AttemptOpened, evidence: Evidence, diagnosis:
         is_finished=diagnosis is None and isinstance(train, TrainRecord) and train.last_step == last_step,
         is_stop_requested=ledger.is_stop_requested(),
         is_breaker_open=fleet.is_breaker_open([node.name for node in roster], config.gate, now_ns=time.time_ns()),
-        has_replacement=_has_replacement(candidates_for_gate(roster, fleet.states(roster)), diagnosis, config.nodes),
+        has_enough_nodes=_has_enough_nodes(candidates_for_gate(roster, fleet.states(roster)), diagnosis, config.nodes),
         settings=config.policy,
     )
 
 
-def _has_replacement(usable: Sequence[NodeRef], diagnosis: Diagnosis | None, needed: int) -> bool:
+def _has_enough_nodes(usable: Sequence[NodeRef], diagnosis: Diagnosis | None, needed: int) -> bool:
     return sum(diagnosis is None or node.name != diagnosis.node for node in usable) >= needed
 
 

@@ -26,7 +26,7 @@ def case(diagnosis: Diagnosis | None = None, *history: PastFailure, **more: obje
         "is_finished": False,
         "is_stop_requested": False,
         "is_breaker_open": False,
-        "has_replacement": True,
+        "has_enough_nodes": True,
         "settings": SETTINGS,
         **more,
     }
@@ -36,7 +36,7 @@ def case(diagnosis: Diagnosis | None = None, *history: PastFailure, **more: obje
 #: A case for each cause when it comes first: what is done about it.
 FIRST_ANSWERS: dict[Cause, tuple[str, Action]] = {
     Cause.PROCESS_CRASH: ("crashed", Action.RETRY_SAME_NODES),
-    Cause.NODE_UNHEALTHY: ("too_few_nodes", Action.ASK),
+    Cause.NODE_UNHEALTHY: ("nodes_in_doubt", Action.RETRY_SAME_NODES),
     Cause.HANG: ("crashed", Action.RETRY_SAME_NODES),
     Cause.NON_FINITE: ("non_finite", Action.ROLL_BACK),
     Cause.CHECKPOINT_INVALID: ("bad_checkpoint", Action.ROLL_BACK),
@@ -59,12 +59,13 @@ OTHER_ROWS: dict[str, tuple[Case, Action]] = {
     "budget_spent": (case(found(Cause.UNKNOWN), past(Cause.UNKNOWN)), Action.ASK),
     "breaker_open": (case(found(Cause.NODE_UNHEALTHY, node="node-1"), is_breaker_open=True), Action.ASK),
     "unhealthy_node": (case(found(Cause.NODE_UNHEALTHY, node="node-1")), Action.REPLACE_NODE),
+    "too_few_nodes": (case(found(Cause.NODE_UNHEALTHY), has_enough_nodes=False), Action.ASK),
     "same_node_again": (
         case(found(Cause.HANG, node="node-1"), past(Cause.PROCESS_CRASH, node="node-1")),
         Action.REPLACE_NODE,
     ),
     "same_node_kept": (
-        case(found(Cause.HANG, node="node-1"), past(Cause.PROCESS_CRASH, node="node-1"), has_replacement=False),
+        case(found(Cause.HANG, node="node-1"), past(Cause.PROCESS_CRASH, node="node-1"), has_enough_nodes=False),
         Action.RETRY_SAME_NODES,
     ),
     "poisoned_window": (
@@ -120,6 +121,7 @@ def test_a_choice_carries_the_words_of_its_row() -> None:
     [
         (Cause.PROCESS_CRASH, SETTINGS.infrastructure_budget),
         (Cause.HANG, SETTINGS.infrastructure_budget),
+        (Cause.NODE_UNHEALTHY, SETTINGS.infrastructure_budget),
         (Cause.VANISHED, SETTINGS.infrastructure_budget),
         (Cause.STORAGE_UNAVAILABLE, SETTINGS.infrastructure_budget),
         (Cause.NON_FINITE, SETTINGS.workload_budget),

@@ -170,8 +170,10 @@ class Story:
         if of is not None:
             self.ledger.put(f"{self.ledger.segment_prefix(of.segment)}/runs/{of.run_index:02d}/data_prep.json", record)
 
-    def gate(self, attempt: AttemptOpened, *, bad: str | None = None, silent: str | None = None) -> None:
-        """Every node's own gate, then the fabric over two of those that passed."""
+    def gate(
+        self, attempt: AttemptOpened, *, bad: str | None = None, silent: str | None = None, doubted: tuple[str, ...] = ()
+    ) -> None:
+        """Every node's own gate, then the fabric over two of those that passed; of `doubted` ones it could not tell."""
         for node in NODES:
             if node.name == silent:
                 continue
@@ -187,15 +189,17 @@ class Story:
                 checks=(),
             )
             self.put_record(attempt, f"gate_node-{node.name}", record)
-        admitted = tuple(node for node in NODES if node.name not in (bad, silent))[:2]
+        usable = tuple(node for node in NODES if node.name not in (bad, silent, *doubted))
+        is_complete = len(usable) >= 2
         self.ask(attempt, Stage.GATE_FABRIC)
         fabric = GateFabricRecord(
             stage=Stage.GATE_FABRIC,
-            verdict=Verdict.ACCEPTED,
+            verdict=Verdict.ACCEPTED if is_complete else Verdict.REJECTED,
+            failure=None if is_complete else Failure(cause=Cause.NODE_UNHEALTHY, message="too few nodes"),
             started_ns=OPENED_NS + 2 * SECOND,
             ended_ns=OPENED_NS + 3 * SECOND,
-            admitted=admitted,
-            health={},
+            admitted=usable[:2] if is_complete else (),
+            health=dict.fromkeys(doubted, Health.UNKNOWN),
             checks=(),
         )
         self.put_record(attempt, Stage.GATE_FABRIC, fabric)

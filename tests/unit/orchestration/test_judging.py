@@ -277,6 +277,27 @@ def test_a_node_that_crashed_twice_is_kept_where_none_could_take_its_place(story
     assert Fleet(story.ledger.store).state("node-1") is NodeState.NEW
 
 
+def test_too_few_nodes_are_gated_again_where_the_gate_could_not_tell_of_enough_others(story: Story) -> None:
+    attempt = story.open_attempt(story.open_run())
+    story.gate(attempt, doubted=("node-0", "node-1"))
+
+    decision = judged(story, attempt)
+
+    assert (decision.action, decision.row) == (Action.RETRY_SAME_NODES, "nodes_in_doubt")
+    assert decision.avoid_nodes == ()
+
+
+def test_too_few_nodes_ask_a_person_where_the_others_are_cordoned(story: Story) -> None:
+    for node in ("node-0", "node-2"):
+        Fleet(story.ledger.store).cordon(node, Owner.GATE, "wrong products")
+    attempt = story.open_attempt(story.open_run())
+    story.gate(attempt, doubted=("node-0", "node-1"))
+
+    decision = judged(story, attempt)
+
+    assert (decision.action, decision.row) == (Action.ASK, "too_few_nodes")
+
+
 def test_an_interrupted_attempt_that_only_replaced_a_node_was_no_failure(story: Story) -> None:
     first = story.open_attempt(story.open_run())
     story.gate(first, bad="node-1")
