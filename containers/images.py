@@ -100,7 +100,8 @@ def _build(image: str, builder: str, base: str, prefix: str, torch_index: str | 
     print(f"{image}: wheels of requirements/{LOCKS[image]}.lock", flush=True)
     _make_wheels(image, context / "wheels", torch_index if is_cuda else None)
     _make_own_wheel(image, context / "package")
-    shutil.copyfile(REPOSITORY / "containers" / image / "Dockerfile", context / "Dockerfile")
+    for file in (f"{image}/Dockerfile", "install.sh"):
+        shutil.copy(REPOSITORY / "containers" / file, context)
     arguments = {"BASE": base, "VERSION": _version(), "REVISION": _revision(), "ACCELERATOR": "cuda" if is_cuda else "cpu"}
     if image != "trainer":
         del arguments["ACCELERATOR"]

@@ -32,7 +32,7 @@ with DAG(
     doc_md=__doc__,
     tags=["prunella"],
     # The first tick may come before the API server listens; looking again and triggering the same id again are harmless.
-    default_args={"retries": 2, "retry_delay": timedelta(seconds=5)},
+    default_args={"owner": "prunella", "retries": 2, "retry_delay": timedelta(seconds=5)},
 ) as dag:
 
     @task

@@ -38,6 +38,7 @@ with DAG(
     },
     doc_md=__doc__,
     tags=["prunella"],
+    default_args={"owner": "prunella"},
 ) as dag:
 
     @task

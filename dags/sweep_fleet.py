@@ -36,6 +36,7 @@ with DAG(
     },
     doc_md=__doc__,
     tags=["prunella"],
+    default_args={"owner": "prunella"},
 ) as dag:
     # The first tick may come before the API server listens; a second try finds the requests of the first.
     @task(retries=2, retry_delay=timedelta(seconds=5))

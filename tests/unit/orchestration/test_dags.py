@@ -52,6 +52,10 @@ def test_every_dag_carries_its_runbook(bag: Any, name: str) -> None:
     assert "## How to" in text
 
 
+def test_every_task_belongs_to_prunella_on_airflows_pages(bag: Any) -> None:
+    assert {task.owner for dag in bag.dags.values() for task in dag.tasks} == {"prunella"}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_defaults_of_a_form_are_valid(bag: Any, name: str) -> None:
     bag.dags[name].params.validate()
