@@ -52,6 +52,7 @@ _LONGEST = (
     "test_bucket.py",
     "test_interruption.py",
     "test_stack.py",
+    "test_launchers_and_stores.py",
     "test_pages.py",
     "test_postgres.py",
 )
