@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from waiting import wait_until
 
 PATIENCE_S = 300.0
 #: What a test's server does without: nothing here asks for jobs, and their runner is one more process.
@@ -69,14 +70,14 @@ def mlflow_server(folder: Path, port: int) -> Iterator[MlflowServer]:
 
 def _wait_until_it_answers(uri: str, process: subprocess.Popen[bytes]) -> None:
     """Until the server says that it is healthy."""
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
+
+    def answers() -> bool:
         try:
             with urllib.request.urlopen(f"{uri}/health", timeout=2.0):
-                return
+                return True
         except urllib.error.HTTPError:
-            return  # a refusal is an answer
-        except (urllib.error.URLError, OSError):
-            assert process.poll() is None, "the server ended"
-            assert time.monotonic() < deadline, "the server never answered"
-            time.sleep(0.2)
+            return True  # a refusal is an answer
+        except OSError:
+            return False
+
+    wait_until(answers, "the server answers", timeout_s=PATIENCE_S, every_s=0.2, command=process)

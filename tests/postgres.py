@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ import psycopg
 import pytest
 
 from prunella.node_processes import free_port
+from waiting import wait_until
 
 OWNER = "prunella"
 #: Debian keeps the server of each version in a folder of its own, outside PATH.
@@ -118,12 +118,11 @@ def _initialise(programs: Path, folder: Path, password: str) -> None:
 
 
 def _wait_until_it_answers(found: Postgres, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
+    def answers() -> bool:
         try:
             psycopg.connect(found.uri("postgres"), connect_timeout=5).close()
-            return
         except psycopg.OperationalError:
-            assert server.poll() is None, "the server ended"
-            assert time.monotonic() < deadline, "the server never answered"
-            time.sleep(0.1)
+            return False
+        return True
+
+    wait_until(answers, "the server answers", timeout_s=PATIENCE_S, command=server)

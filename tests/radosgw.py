@@ -10,7 +10,6 @@ import secrets
 import shutil
 import subprocess
 import tempfile
-import time
 import urllib.error
 import urllib.request
 import uuid
@@ -24,6 +23,7 @@ import pytest
 from buckets import BUCKET, Bucket, made_bucket
 from prunella.node_processes import free_port, kill_groups, start_on_node
 from prunella.records import NodeRef
+from waiting import wait_until
 
 Server = subprocess.Popen[bytes]
 PROGRAMS = ("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "ceph", "monmaptool", "ceph-authtool")
@@ -154,12 +154,12 @@ def _start(folder: Path, program: str, *arguments: str) -> Server:
 
 def _wait_until_it_answers(gateway: Radosgw, server: Server) -> None:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
+
+    def answers() -> bool:
         try:
             opener.open(gateway.endpoint, timeout=5.0).close()
-            return
         except urllib.error.URLError:
-            assert server.poll() is None, (gateway.folder / "radosgw.output").read_text()
-            assert time.monotonic() < deadline, "radosgw never answered"
-            time.sleep(0.1)
+            return False
+        return True
+
+    wait_until(answers, (gateway.folder / "radosgw.output").read_text, timeout_s=PATIENCE_S, command=server)

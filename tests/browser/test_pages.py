@@ -20,6 +20,7 @@ from prunella.ledger import Ledger, open_ledger
 from prunella.orchestration import graph, live
 from prunella.orchestration.progress import incidents
 from prunella.orchestration.publishing import published
+from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -114,13 +115,6 @@ def wait_until_still(browser: Browser, css: str) -> None:
         return first is not None and browser.script(top, css) == first
 
     wait_until(stands_still)
-
-
-def wait_until(is_so: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < deadline, f"not so within {timeout_s:g} s"
-        time.sleep(0.3)
 
 
 def new_runs(airflow: LiveAirflow, before: set[str]) -> list[str]:

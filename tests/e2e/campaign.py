@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from waiting import wait_until
+
 PRUNELLA = Path(sys.executable).with_name("prunella")
 SEGMENTS = 2
 STEPS_PER_SEGMENT = 6
@@ -150,3 +154,27 @@ def assert_complete(done: subprocess.CompletedProcess[str], campaign: Campaign) 
 def causes(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """(cause, decision) of each incident, in order."""
     return [(incident["cause"], incident["decision"]) for incident in summary["incidents"]]
+
+
+def wait_for(path: Path, command: subprocess.Popen[bytes]) -> None:
+    """Until a file is there; fails when the command ends before."""
+    wait_until(path.exists, f"{path} is there", every_s=0.02, command=command)
+
+
+def wait_for_ranks(campaign: Campaign, command: subprocess.Popen[bytes], attempt: int) -> None:
+    """Until rank 0 of an attempt has begun its first step or later: then an interrupt finds something to finish."""
+    steps = f"0000/{attempt:02d}-*/steps.jsonl"
+    wait_until(lambda: list((campaign.folder / "scratch").rglob(steps)), "a rank began", every_s=0.02, command=command)
+
+
+def processes_of(campaign: Campaign) -> list[psutil.Process]:
+    """Processes of this machine that work on the campaign, except its publications, which may outlive the command."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            line = " ".join(process.cmdline())
+        except psutil.NoSuchProcess:
+            continue
+        if str(campaign.folder) in line and "prunella publish" not in line:
+            found.append(process)
+    return found

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from prunella.orchestration.airflow_api import AirflowApi
 from prunella.orchestration.claim import continuation, next_segment, run_id_for
 from prunella.orchestration.services import Supervisor
 from prunella.orchestration.submit import Submission, open_experiment
+from waiting import wait_until
 
 DAG_ID = "pretrain_segment"
 
@@ -93,7 +93,4 @@ def processes_under(folder: Path) -> list[psutil.Process]:
 
 def wait_until_complete(ledger: Ledger, timeout_s: float) -> None:
     """Wait for the last accepted close."""
-    deadline = time.monotonic() + timeout_s
-    while next_segment(ledger) is not None:
-        assert time.monotonic() < deadline, f"{ledger.name} did not complete within {timeout_s} s"
-        time.sleep(0.5)
+    wait_until(lambda: next_segment(ledger) is None, f"{ledger.name} is complete", timeout_s=timeout_s, every_s=0.5)

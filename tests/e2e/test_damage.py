@@ -1,19 +1,11 @@
 """Bytes under the root that change behind everybody's back, where no fault of ours changes them."""
 
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from e2e.campaign import SEGMENTS, STEPS_PER_SEGMENT, Campaign, assert_complete, causes
-
-
-def wait_for(path: Path, running: subprocess.Popen[bytes]) -> None:
-    """Until a file is there, as long as the command runs."""
-    while not path.exists() and running.poll() is None:
-        time.sleep(0.05)
+from e2e.campaign import SEGMENTS, STEPS_PER_SEGMENT, Campaign, assert_complete, causes, wait_for
 
 
 def flip_bit(path: Path) -> None:

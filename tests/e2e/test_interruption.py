@@ -4,16 +4,23 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from pathlib import Path
 
 import psutil
 import pytest
 
-from e2e.campaign import IN_ONE_SEGMENT, INTERVAL_STEPS, SEGMENTS, STEPS_PER_SEGMENT, Campaign, assert_complete
+from e2e.campaign import (
+    IN_ONE_SEGMENT,
+    INTERVAL_STEPS,
+    SEGMENTS,
+    STEPS_PER_SEGMENT,
+    Campaign,
+    assert_complete,
+    processes_of,
+    wait_for,
+    wait_for_ranks,
+)
+from waiting import PATIENCE_S
 
-#: Generous: a stage may take minutes to start on a machine that runs everything else too.
-PATIENCE_S = 400.0
 FIRST_CANDIDATE = "experiments/experiment/checkpoints/0000-00-0000/manifest.json"
 SECOND_TRAINING = "experiments/experiment/segments/0000/attempts/01/requests/training_segment.json"
 
@@ -132,37 +139,6 @@ def test_two_commands_at_once_end_as_one(campaign: Campaign, unbroken: Campaign)
 
 
 # ------------------------------------------------------------------------------------------------ how
-
-
-def wait_for(path: Path, command: subprocess.Popen[bytes]) -> None:
-    """Until a file is there; fails when the command ends before."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not path.exists():
-        assert command.poll() is None, f"the command ended before {path.name} was there"
-        assert time.monotonic() < deadline, f"{path} never came"
-        time.sleep(0.02)
-
-
-def wait_for_ranks(campaign: Campaign, command: subprocess.Popen[bytes], attempt: int) -> None:
-    """Until rank 0 of an attempt has begun its first step or later: then an interrupt finds something to finish."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not list((campaign.folder / "scratch").rglob(f"0000/{attempt:02d}-*/steps.jsonl")):
-        assert command.poll() is None, "the command ended before it trained"
-        assert time.monotonic() < deadline, "no rank ever began"
-        time.sleep(0.02)
-
-
-def processes_of(campaign: Campaign) -> list[psutil.Process]:
-    """Processes of this machine that work on the campaign, except its publications, which may outlive the command."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            line = " ".join(process.cmdline())
-        except psutil.NoSuchProcess:
-            continue
-        if str(campaign.folder) in line and "prunella publish" not in line:
-            found.append(process)
-    return found
 
 
 def kill_everything(campaign: Campaign, command: subprocess.Popen[bytes]) -> None:

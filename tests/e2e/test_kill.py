@@ -1,14 +1,13 @@
 """Fault: kill. Broken, healed, compared with the unbroken experiment."""
 
-import subprocess
-import time
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
-from e2e.campaign import IN_ONE_SEGMENT, Campaign, assert_complete, causes
-from e2e.test_interruption import PATIENCE_S, processes_of
+from e2e.campaign import IN_ONE_SEGMENT, Campaign, assert_complete, causes, processes_of
+from waiting import PATIENCE_S, wait_until
 
 
 def test_killed_rank_is_retried_then_its_node_replaced_with_the_unbroken_digest(campaign: Campaign, unbroken: Campaign) -> None:
@@ -52,7 +51,7 @@ def test_three_nodes_heal_with_the_digest_of_three_unbroken_ones(tmp_path: Path)
 @pytest.mark.slow
 def test_a_gate_that_lost_both_its_processes_asks_nobody_and_is_tried_again(campaign: Campaign, unbroken: Campaign) -> None:
     command = campaign.start(*IN_ONE_SEGMENT)
-    for process in both_of_the_gate(campaign, command):
+    for process in wait_until(partial(both_of_the_gate, campaign), "the gate of the links runs on both nodes", command=command):
         process.kill()
 
     assert command.wait(PATIENCE_S) == 0, (campaign.folder / "run.log").read_text()[-6000:]
@@ -60,14 +59,10 @@ def test_a_gate_that_lost_both_its_processes_asks_nobody_and_is_tried_again(camp
     assert campaign.digest() == unbroken.digest()
 
 
-def both_of_the_gate(campaign: Campaign, command: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The processes of two nodes that exchange data in the first gate of the links, once both run."""
-    deadline = time.monotonic() + PATIENCE_S
-    while len(found := [process for process in processes_of(campaign) if is_of_the_gate(process)]) < 2:
-        assert command.poll() is None, "the command ended before it gated"
-        assert time.monotonic() < deadline, "no gate ever began"
-        time.sleep(0.05)
-    return found
+def both_of_the_gate(campaign: Campaign) -> list[psutil.Process]:
+    """The processes of two nodes that exchange data in a gate of the links; none unless both run."""
+    found = [process for process in processes_of(campaign) if is_of_the_gate(process)]
+    return found if len(found) == 2 else []
 
 
 def is_of_the_gate(process: psutil.Process) -> bool:

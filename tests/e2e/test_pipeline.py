@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.campaign import IN_ONE_SEGMENT, Campaign, assert_complete, causes
-from e2e.test_interruption import processes_of, wait_for, wait_for_ranks
+from e2e.campaign import IN_ONE_SEGMENT, Campaign, assert_complete, causes, processes_of, wait_for, wait_for_ranks
 
 
 @pytest.fixture

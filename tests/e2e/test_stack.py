@@ -29,6 +29,7 @@ from prunella.ledger import Ledger, open_ledger
 from prunella.orchestration import live
 from prunella.orchestration.airflow_api import AirflowApi
 from prunella.orchestration.progress import incidents
+from waiting import wait_until
 
 SCRIPT = Path(__file__).resolve().parents[2] / "containers" / "stack.py"
 AIRFLOW = "airflow"
@@ -112,7 +113,8 @@ def running(file: Path) -> Iterator[None]:
     folder = file.parent / "stack"
     try:
         stack(file, folder, "up", "-d")
-        wait_until_there(folder / "airflow" / "airflow" / "passwords.json")
+        passwords = folder / "airflow" / "airflow" / "passwords.json"
+        wait_until(passwords.exists, "Airflow made its passwords", timeout_s=PATIENCE_S)
         yield
     except AssertionError as error:
         error.add_note(stack(file, folder, "logs"))
@@ -120,13 +122,6 @@ def running(file: Path) -> Iterator[None]:
     finally:
         stack(file, folder, "down")
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def wait_until_there(path: Path) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} was never made"
-        time.sleep(0.5)
 
 
 def train(settings: dict[str, str], bucket: Bucket) -> Ledger:
@@ -159,11 +154,12 @@ def live_until(api: AirflowApi, run_id: str, ledger: Ledger) -> None:
 
 def ends_of_runs(server: Postgres) -> list[str]:
     """States of the DAG runs of segments, once none runs any more: the last one publishes after the experiment is complete."""
-    deadline = time.monotonic() + PATIENCE_S
-    while "running" in (states := [state for (state,) in server.ask("airflow", RUNS)]):
-        assert time.monotonic() < deadline, states
-        time.sleep(1.0)
-    return states
+
+    def ended() -> list[str]:
+        states = [state for (state,) in server.ask("airflow", RUNS)]
+        return [] if "running" in states else states
+
+    return wait_until(ended, "no DAG run of a segment runs any more", timeout_s=PATIENCE_S, every_s=1.0)
 
 
 def pages_of_mlflow(settings: dict[str, str]) -> str:

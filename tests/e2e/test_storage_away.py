@@ -4,10 +4,10 @@ import time
 
 import pytest
 
-from e2e.campaign import IN_ONE_SEGMENT, Campaign, assert_complete, causes
+from e2e.campaign import IN_ONE_SEGMENT, Campaign, assert_complete, causes, wait_for
+from waiting import PATIENCE_S
 
 AWAY_S = 6.0
-PATIENCE_S = 400.0
 
 
 @pytest.mark.slow
@@ -16,11 +16,7 @@ def test_store_that_goes_away_in_training_is_waited_for_with_the_unbroken_digest
 ) -> None:
     command = campaign.start(*IN_ONE_SEGMENT)
     training = campaign.root / "experiments/experiment/segments/0000/attempts/00/requests/training_segment.json"
-    deadline = time.monotonic() + PATIENCE_S
-    while not training.exists():
-        assert command.poll() is None, "the command ended before it trained"
-        assert time.monotonic() < deadline, "training never began"
-        time.sleep(0.05)
+    wait_for(training, command)
 
     elsewhere = campaign.root.rename(campaign.folder / "elsewhere")
     time.sleep(AWAY_S)

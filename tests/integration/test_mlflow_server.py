@@ -14,6 +14,7 @@ import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import boto3
@@ -28,6 +29,7 @@ from prunella.node_processes import free_port
 from prunella.tracking.history import read_history
 from prunella.tracking.mirror import MirrorResult, mirror
 from unit.tracking.campaign import Campaign, open_campaign, play
+from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -173,10 +175,8 @@ def test_two_experiments_at_once_and_a_server_killed_on_the_way_end_complete_com
 def publish_until_the_server_is_killed(deployment: Deployment, campaigns: list[Campaign]) -> list[tuple[int, str, str]]:
     """Kills it when the first checkpoint has arrived: attempts are there by then, and most of the rest is not."""
     started = [publishing(deployment, campaign, deployment.credentials(USER)) for campaign in campaigns]
-    deadline = time.monotonic() + PATIENCE_S
-    while not deployment.postgres.ask("mlflow", "select 1 from logged_models limit 1"):
-        assert time.monotonic() < deadline, "no checkpoint ever arrived"
-        time.sleep(0.05)
+    arrived = partial(deployment.postgres.ask, "mlflow", "select 1 from logged_models limit 1")
+    wait_until(arrived, "a checkpoint arrived", timeout_s=PATIENCE_S)
     deployment.server.kill()
     return [ended(process) for process in started]
 

@@ -54,6 +54,7 @@ from prunella.scratch import attempt_scratch
 from prunella.storage import create_root
 from prunella.training_segment import agents, stage
 from prunella.training_segment.heartbeat import Heartbeat, read_heartbeat
+from waiting import wait_until
 
 NODES = (NodeRef(name="node-0"), NodeRef(name="node-1"))
 STEPS = 8
@@ -301,9 +302,14 @@ def _sigterm_after_first_step(ledger: Ledger) -> None:
 
 
 def _wait_for_step(scratch: Path, step: int) -> Heartbeat:
-    """Rank 0's heartbeat once it is in `step`; the test's own time-out bounds the wait."""
-    while (beat := read_heartbeat(scratch, 0)) is None or beat.step < step:
-        time.sleep(0.05)
+    """Rank 0's heartbeat once it is in `step`."""
+
+    def beat_in_step() -> Heartbeat | None:
+        beat = read_heartbeat(scratch, 0)
+        return beat if beat is not None and beat.step >= step else None
+
+    beat = wait_until(beat_in_step, f"rank 0 is in step {step}")
+    assert beat is not None
     return beat
 
 
@@ -323,8 +329,7 @@ def test_signal_before_the_first_step_is_an_interruption_that_says_so(tmp_path: 
 def _sigterm_after_first_word(ledger: Ledger) -> None:
     """A rank speaks before it imports anything slow, so that it trains nothing within a tenth of a second."""
     scratch = attempt_scratch(ledger.store.root, "tiny", 0, 0, opened_ns=0)
-    while read_heartbeat(scratch, 0) is None:
-        time.sleep(0.01)
+    wait_until(lambda: read_heartbeat(scratch, 0), "rank 0 speaks", every_s=0.01)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -350,9 +355,7 @@ def test_ranks_die_with_a_launcher_that_was_killed(tmp_path: Path) -> None:
     launcher.kill()
     launcher.join()
 
-    deadline = time.monotonic() + 10.0
-    while any(living_ranks(ledger)) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: not any(living_ranks(ledger)), "no rank outlives its launcher", timeout_s=10.0)
     assert_nothing_lives(ledger)
 
 

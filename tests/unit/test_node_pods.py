@@ -18,6 +18,7 @@ from prunella.config import Config
 from prunella.node_pods import LOST, PodLauncher, Shared, is_guest, reached, secret_of
 from prunella.node_processes import LOOPBACK, LocalLauncher, NodeProcess, free_port, kill_groups, process_start
 from prunella.records import GateFabricRequest, NodeRef, Stage
+from waiting import wait_until
 
 HERE, THERE, ABSENT = NodeRef(name="node-1"), NodeRef(name="node-0"), NodeRef(name="node-2")
 SECRET = secret_of(b"what was asked")
@@ -89,11 +90,9 @@ def guest_process(tmp_path: Path, asked: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", GUEST, str(tmp_path / "guest"), asked], env=variables)
 
 
-def until(is_so: Callable[[], object], timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def until(is_so: Callable[[], object]) -> None:
+    """Processes of this test have little to do."""
+    wait_until(is_so, timeout_s=20.0, every_s=0.02)
 
 
 def python(host: PodLauncher, tmp_path: Path, code: str, *arguments: str, node: NodeRef = THERE) -> NodeProcess:

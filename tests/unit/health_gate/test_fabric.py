@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from prunella.records import (
     from_bytes,
     to_bytes,
 )
+from waiting import wait_until
 
 
 class Launcher(LocalLauncher):
@@ -42,16 +42,9 @@ class Launcher(LocalLauncher):
         if node.name == self.never:
             os.kill(process.pid, signal.SIGSTOP)
         if node.name in self.signals:
-            wait_for(log.parent / f"arrived-{(environment or {})['RANK']}")
+            wait_until((log.parent / f"arrived-{(environment or {})['RANK']}").exists, f"{node.name} arrived")
             os.kill(process.pid, self.signals[node.name])
         return process
-
-
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} never came"
-        time.sleep(0.02)
 
 
 def run(

@@ -16,6 +16,7 @@ from prunella.training_segment import kubeflow_progress
 from prunella.training_segment.kubeflow_progress import ADDRESS_VARIABLE, progress_told
 from prunella.training_segment.step_log import StepLog
 from unit.training_segment.test_step_log import record
+from waiting import wait_until
 
 REQUEST = TrainRequest(
     stage=Stage.TRAINING_SEGMENT,
@@ -83,19 +84,12 @@ def steps(tmp_path: Path) -> StepLog:
     return log
 
 
-def wait_for(told: list[Any]) -> None:
-    """Returns when something was told."""
-    deadline = time.monotonic() + 30.0
-    while not told and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
 @pytest.mark.usefixtures("sdk", "steps")
 def test_kubeflow_is_told_how_far_the_segment_is(trainer: Trainer, tmp_path: Path) -> None:
     from kubeflow_trainer_api.models import TrainerV1alpha1TrainerStatus
 
     with progress_told(REQUEST, tmp_path):
-        wait_for(trainer.told)
+        wait_until(lambda: trainer.told, "something was told", timeout_s=30.0)
 
     (bearer, body), *_ = trainer.told
     status = TrainerV1alpha1TrainerStatus.from_dict(body["trainerStatus"])
@@ -116,7 +110,7 @@ def test_a_server_that_says_no_is_no_concern_of_training(trainer: Trainer, tmp_p
     trainer.answer = answer
 
     with progress_told(REQUEST, tmp_path):
-        wait_for(trainer.told)
+        wait_until(lambda: trainer.told, "something was told", timeout_s=30.0)
 
     assert trainer.told
 
