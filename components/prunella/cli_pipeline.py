@@ -23,6 +23,8 @@ def compile_(
     store_secret: Annotated[
         str, typer.Option(help="Secret and config map of that name tell the pods how to reach the bucket; '' for none.")
     ] = "prunella-store",  # noqa: S107 - the name of a secret, not one
+    devices: Annotated[int, typer.Option(min=0, help="Accelerators for each pod that runs a stage with torch.")] = 0,
+    device_resource: Annotated[str, typer.Option(help="What the cluster calls an accelerator.")] = "nvidia.com/gpu",
     lightweight: Annotated[
         bool, typer.Option("--lightweight", help="Components that carry their source, instead of containers.")
     ] = False,
@@ -31,7 +33,13 @@ def compile_(
     from prunella.orchestration.pipelines.compile import compile_pipelines
     from prunella.orchestration.pipelines.form import Form
 
-    form = Form(is_container=not lightweight, prefix=image_prefix, store_secret=store_secret)
+    form = Form(
+        is_container=not lightweight,
+        prefix=image_prefix,
+        store_secret=store_secret,
+        device_resource=device_resource,
+        devices=devices,
+    )
     for path in compile_pipelines(output, form):
         out.print(str(path))
 

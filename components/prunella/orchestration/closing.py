@@ -176,11 +176,22 @@ def _after_attempts(
         return ()
     key = ledger.record_key(run.segment, attempt.attempt, EVALUATION)
     record = _evaluation(ledger, run, attempt) or last_vanishing(ledger, key)
+    if record is None:
+        return (_not_evaluated(),)
     if isinstance(record, FailedRecord):
         return (_incident(from_failure(Stage.EVALUATION, record), Action.ACCEPT, "not_evaluated", record),)
     if isinstance(record, EvaluationRecord) and record.is_regression:
         return (_regression(ledger, record, is_unattended=run.is_unattended),)
     return ()
+
+
+def _not_evaluated() -> Incident:
+    """The step itself was lost before it could ask for an evaluation, or before anybody saw its end."""
+    message = "the accepted checkpoint was not evaluated: nothing is recorded of it"
+    found = Diagnosis(cause=Cause.VANISHED, message=message, confidence=CONFIDENCE_ABSENT)
+    now_ns = time.time_ns()
+    row = "not_evaluated"
+    return Incident(diagnosis=found, action=Action.ACCEPT, row=row, fault_ns=now_ns, detected_ns=now_ns, decided_ns=now_ns)
 
 
 def _regression(ledger: Ledger, record: EvaluationRecord, *, is_unattended: bool) -> Incident:

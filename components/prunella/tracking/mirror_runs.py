@@ -1,5 +1,6 @@
 """Which run in MLflow is whose: finds the experiment's run and those of its attempts by their tags, or makes them."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,13 @@ from typing import Any
 from prunella.tracking.airflow_context import stamp
 from prunella.tracking.history import Attempt, History
 from prunella.tracking.mirror_values import set_tags
-from prunella.tracking.mlflow_door import Door, only_once
+from prunella.tracking.mlflow_door import Door, only_once, without_password
 
 _EXPERIMENT_TAG = "prunella.experiment_sha256"
+_NAME_TAG = "prunella.experiment"
 _ATTEMPT_TAG = "prunella.attempt"
+
+logger = logging.getLogger(__name__)
 
 
 def mlflow_experiment(door: Door, name: str) -> str:
@@ -39,7 +43,15 @@ def _artifact_location(uri: str) -> str | None:
 
 
 def parent_run(door: Door, history: History, *, known_run_id: str | None, join_run_id: str | None) -> str:
-    """The experiment's run, wherever it was opened; a new one where it has none."""
+    """The experiment's run, wherever it was opened; a new one where it has none.
+
+    Args:
+        known_run_id: what an earlier mirror remembered.
+        join_run_id: a run that was opened for us elsewhere (MLFLOW_RUN_ID). One that this server does not have, or that is
+            another experiment's, is left alone.
+    """
+    if join_run_id is not None and not _is_ours_to_join(door, join_run_id, history):
+        join_run_id = None
     for run_id in filter(None, (known_run_id, join_run_id)):
         if _is_parent(door, run_id, history):
             door.experiment_id = str(door.run(run_id).info.experiment_id)
@@ -51,20 +63,36 @@ def parent_run(door: Door, history: History, *, known_run_id: str | None, join_r
 
 
 def _is_parent(door: Door, run_id: str, history: History) -> bool:
+    return (_tags(door, run_id) or {}).get(_EXPERIMENT_TAG) == history.experiment_sha256
+
+
+def _tags(door: Door, run_id: str) -> Mapping[str, str] | None:
+    """The tags of a run; None where it is one of another store."""
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
     try:
-        tags = door.run(run_id).data.tags
+        tags: Mapping[str, str] = door.run(run_id).data.tags
     except MlflowException as error:
         if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-            return False  # remembered from another store
+            return None
         raise
-    return bool(tags.get(_EXPERIMENT_TAG) == history.experiment_sha256)
+    return tags
+
+
+def _is_ours_to_join(door: Door, run_id: str, history: History) -> bool:
+    tags = _tags(door, run_id)
+    owner = tags.get(_EXPERIMENT_TAG) if tags is not None else None
+    if tags is not None and owner in (None, history.experiment_sha256):
+        return True
+    owned = f"it is that of experiment {(tags or {}).get(_NAME_TAG)!r}"
+    why = owned if tags is not None else f"{without_password(door.uri)} has no such run"
+    logger.warning("run_not_joined MLFLOW_RUN_ID=%s reason=%s; the experiment keeps a run of its own", run_id, why)
+    return False
 
 
 def _identity(history: History) -> dict[str, str]:
-    return {_EXPERIMENT_TAG: history.experiment_sha256, "prunella.experiment": history.experiment.name}
+    return {_EXPERIMENT_TAG: history.experiment_sha256, _NAME_TAG: history.experiment.name}
 
 
 def _join(door: Door, history: History, run_id: str) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from prunella.config import TrackingConfig
@@ -78,6 +79,18 @@ def test_the_summary_of_a_fresh_experiment_is_a_whole_document(story: Story) -> 
     assert {"state", "segments", "attempts", "steps", "incidents", "checkpoints", "time_s", "ettr"} <= set(document)
     assert json.loads(json.dumps(document)) == document
     assert (document["attempts"], document["steps"], document["incidents"]) == (0, 0, [])
+
+
+def test_a_run_that_kubeflow_opened_becomes_the_experiments(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    report_path(story.ledger)  # MLflow's SQLite store lies in the same folder
+    client = mlflow.MlflowClient(tracking_uri(story.ledger))
+    theirs = client.create_run(client.create_experiment("theirs", f"{story.root}/theirs"), run_name="theirs").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", theirs)
+
+    found = publish(story.ledger)
+
+    assert found.run_id == theirs
+    assert client.get_run(theirs).data.tags["prunella.experiment"] == "demo"
 
 
 def test_publications_of_one_experiment_take_turns(story: Story) -> None:

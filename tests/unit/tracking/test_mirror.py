@@ -427,6 +427,31 @@ def test_an_experiment_that_has_a_run_leaves_its_address_in_the_one_opened_in_va
     assert mlflow.MlflowClient(uri).get_run(theirs).data.tags["prunella.run_id"] == own.run_id
 
 
+def test_a_run_that_is_another_experiments_stays_that(uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    theirs = opened_by_somebody_else(uri)
+    first = play(str(tmp_path / "first"), name="first")
+    mirror(first.ledger, uri=uri, join_run_id=theirs)
+
+    second = mirror(play(str(tmp_path / "second"), name="second").ledger, uri=uri, join_run_id=theirs)
+
+    assert second.run_id != theirs
+    assert mlflow.MlflowClient(uri).get_run(theirs).data.tags["prunella.experiment"] == "first"
+    assert f"MLFLOW_RUN_ID={theirs} reason=it is that of experiment 'first'" in caplog.text
+
+
+def test_a_run_that_the_server_does_not_have_silences_nothing(
+    uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    campaign = play(str(tmp_path), name="misled")
+
+    first = mirror(campaign.ledger, uri=uri, join_run_id="0" * 32)
+    again = mirror(campaign.ledger, uri=uri, join_run_id="0" * 32)
+
+    assert (again.run_id, again.points_added) == (first.run_id, 0)
+    assert history_of(uri, first.run_id)["train/loss"]
+    assert "has no such run" in caplog.text
+
+
 def test_a_run_remembered_from_another_store_is_not_believed(uri: str, tmp_path: Path) -> None:
     campaign = play(str(tmp_path), name="moved")
 

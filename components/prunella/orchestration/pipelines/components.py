@@ -154,8 +154,7 @@ def prepare_data(
         is_sole_writer=sole_writer,
     )
     found = steps.prepare_data(submission, run_id or job_id)
-    dataset.uri = found.uri
-    dataset.metadata.update(found.metadata)
+    found.describe(dataset)
     return found.answer
 
 
@@ -224,7 +223,7 @@ def gate_fabric(root: str, experiment: str, job_id: str, rung: int, run_id: str 
         run_id: another id for it; Kubeflow's own when empty.
 
     Returns:
-        Output: node affinity that keeps training off every node that was not admitted.
+        Output: node affinity that keeps training off every node of the fleet that was not admitted.
     """
     from prunella.orchestration.pipelines import steps
 
@@ -273,8 +272,7 @@ def validate_checkpoint(
 
     run = steps.run_of(root, experiment, run_id or job_id)
     found = steps.validate_checkpoint(run, rung)
-    checkpoint.uri = found.uri or checkpoint.uri
-    checkpoint.metadata.update(found.metadata)
+    found.describe(checkpoint)
     return found.answer
 
 
@@ -380,7 +378,9 @@ def close_segment(
     """
     from prunella.orchestration.pipelines import steps
 
-    error = "" if status.state == "SUCCEEDED" else status.error_message or "a step of the pipeline failed"
+    # What Kubeflow's backend calls COMPLETE its local runner calls SUCCEEDED.
+    is_well = status.state in ("SUCCEEDED", "COMPLETE")
+    error = "" if is_well else status.error_message or "a step of the pipeline failed"
     with open(report.path, "w") as file:
         file.write(steps.close_segment(steps.run_of(root, experiment, run_id or job_id), error))
 

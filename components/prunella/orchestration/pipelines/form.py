@@ -7,6 +7,7 @@ from kfp import dsl, kubernetes
 from kfp.dsl.pipeline_channel import PipelineChannel
 from kfp.dsl.pipeline_task import PipelineTask
 
+from prunella.launch.images import TRAINER
 from prunella.launch.kubernetes.settings import STORE_KEYS, STORE_SETTINGS
 from prunella.orchestration.pipelines.components import CONTAINER_ANSWER, LIGHTWEIGHT_ANSWER, STEPS, component
 
@@ -17,6 +18,8 @@ class Form:
 
     Args:
         prefix: the registry's name with its slash; empty means images of this machine.
+        device_resource: what an accelerator is called, such as nvidia.com/gpu.
+        devices: how many of them each pod asks for that runs a stage with torch; 0 asks for none.
         store_secret: secret with `STORE_KEYS`, config map of the same name with `STORE_SETTINGS`; each may be absent in the
             cluster. Empty names none.
     """
@@ -24,6 +27,8 @@ class Form:
     is_container: bool = False
     prefix: str = ""
     store_secret: str = ""
+    device_resource: str = "nvidia.com/gpu"
+    devices: int = 0
 
     def task(self, name: str, /, *, display: str | None = None, **arguments: Any) -> PipelineTask:
         """One task of a step: never cached, because the ledger and the nodes change under it; never retried.
@@ -36,6 +41,8 @@ class Form:
         task = component(name, is_container=self.is_container, prefix=self.prefix)(**arguments)
         task.set_display_name(display or name)
         task.set_cpu_limit(STEPS[name].cpu).set_memory_limit(STEPS[name].memory)
+        if self.devices and STEPS[name].image == TRAINER:
+            task.set_accelerator_type(self.device_resource).set_accelerator_limit(self.devices)
         if self.store_secret and "root" in arguments:
             self._reach_store(task)
         return task.set_caching_options(False)

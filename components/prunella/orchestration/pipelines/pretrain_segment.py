@@ -2,6 +2,10 @@
 
 What the DAG has and a pipeline cannot: nobody is asked (`ask` takes `policy.unattended` before the branch is chosen), and
 the next segment is not triggered from here. The loop over segments stays outside: a recurring run, or `run-local`.
+
+A stage that dies is an answer like any other, because its component watches it. A component that dies itself, with its pod,
+ends the pipeline run: on Kubeflow's backend nothing but an exit handler runs after a task that failed. The exit handler
+judges the attempt and closes, and the next run goes on.
 """
 
 from typing import Any
@@ -80,12 +84,11 @@ def _attempt(form: Form, run: dict[str, Any], rung: int, after: list[dsl.Pipelin
     open_attempt = task(Step.OPEN_ATTEMPT, rung=rung).after(*after)
     with dsl.ParallelFor(form.answer(open_attempt), name=f"nodes of {graph.rung_name(rung)}") as request:
         gate_node = task(Step.GATE_NODE, request=request)
-    # A pod that a node's gate lost is a node without an answer, not the end of the attempt.
-    gate_fabric = task(Step.GATE_FABRIC, rung=rung).after(gate_node).ignore_upstream_failure()
+    gate_fabric = task(Step.GATE_FABRIC, rung=rung).after(gate_node)
     train_segment = task(Step.TRAIN_SEGMENT, rung=rung).after(gate_fabric)
     kubernetes.add_node_affinity_json(train_segment, form.answer(gate_fabric))
     validate_checkpoint = task(Step.VALIDATE_CHECKPOINT, rung=rung).after(train_segment)
-    return task(Step.VERDICT, rung=rung).after(validate_checkpoint).ignore_upstream_failure()
+    return task(Step.VERDICT, rung=rung).after(validate_checkpoint)
 
 
 def _branch(form: Form, rung: int, decision: PipelineChannel) -> PipelineChannel:

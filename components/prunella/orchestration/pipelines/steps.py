@@ -5,12 +5,16 @@ people look at. A step whose predecessor was not accepted is not reached: it say
 string. Nobody can be asked inside a pipeline, so every run is unattended.
 """
 
+import json
 import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
 from prunella.errors import ConfigError, PrunellaError
+from prunella.fleet.roster import load_fleet
 from prunella.launch.kubernetes.placement import exclusion
 from prunella.ledger import Ledger
 from prunella.orchestration import closing, judging, leaving, opening, stages
@@ -39,6 +43,16 @@ class SegmentFailed(PrunellaError):
     """The segment closed without being accepted. Its record says why."""
 
 
+class Artifact(Protocol):
+    """What people see of a thing: some facts, and a file."""
+
+    metadata: dict[str, Any]
+
+    @property
+    def path(self) -> str:
+        """The file's place on this machine."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepAnswer:
     """What a step hands to the next ones (`answer`), and what it shows people.
@@ -50,6 +64,18 @@ class StepAnswer:
     uri: str = ""
     metadata: dict[str, str | int | float] = field(default_factory=dict)
     text: str = ""
+
+    def describe(self, artifact: Artifact) -> None:
+        """Let an artifact say what it stands for, and where in the ledger that lies.
+
+        Its own address stays what the orchestrator gave it: Kubeflow uploads what lies there, and fails a task whose artifact
+        lies outside the pipeline's root.
+        """
+        if not self.uri:
+            return
+        document = {"ledger_uri": self.uri, **self.metadata}
+        artifact.metadata.update(document)
+        Path(artifact.path).write_text(json.dumps(document, indent=1))
 
 
 def run_of(root: str, experiment: str, run_id: str) -> SegmentRun:
@@ -102,13 +128,14 @@ def gate_node(run: SegmentRun, request: str) -> str:
 
 
 def gate_fabric(run: SegmentRun, rung: int) -> dict[str, object]:
-    """Gate the links between the survivors; answers the node affinity that keeps training off every other node."""
+    """Gate the links between the survivors; answers the node affinity that keeps training off the rest of the fleet: nodes that
+    did not pass, and cordoned ones, which were not even asked."""
     key = _reached(lambda: stages.gate_fabric(run, rung, _forget))
-    record = run.ledger().find_stage_record(GateFabricRecord, key) if key else None
-    admitted = [node.name for node in record.admitted] if isinstance(record, GateFabricRecord) else []
-    attempt = run.attempt(run.ledger(), rung)
-    asked = [node.name for node in attempt.nodes] if attempt is not None else []
-    return exclusion([name for name in asked if name not in admitted])
+    ledger = run.ledger()
+    record = ledger.find_stage_record(GateFabricRecord, key) if key else None
+    admitted = {node.name for node in record.admitted} if isinstance(record, GateFabricRecord) else set()
+    config = ledger.config()
+    return exclusion({node.name for node in load_fleet(config.fleet, nodes=config.nodes)} - admitted)
 
 
 def train_segment(run: SegmentRun, rung: int) -> StepAnswer:
@@ -195,7 +222,7 @@ def promote(run: SegmentRun) -> str:
 
 
 def close_segment(run: SegmentRun, error: str) -> str:
-    """Write the segment's outcome and publish; returns the report's HTML.
+    """Judge what a run that broke off has left unjudged, write the segment's outcome and publish; returns the report's HTML.
 
     Args:
         error: what the pipeline failed of; empty where it did not fail.
@@ -204,7 +231,10 @@ def close_segment(run: SegmentRun, error: str) -> str:
         SegmentFailed: the segment was not accepted.
     """
     ledger = run.ledger()
-    is_early = bool(error) and run.last_attempt(ledger) is None
+    attempt = run.last_attempt(ledger)
+    is_early = bool(error) and attempt is None
+    if attempt is not None and ledger.decision(run.segment, attempt.attempt) is None:
+        judging.judge(ledger, run, attempt)
     close = closing.close_segment(run, failed=opening.failure_of(run, error) if is_early else None, message=error)
     publish_apart(ledger, is_awaited=True)
     if close.outcome is Outcome.FAILED:

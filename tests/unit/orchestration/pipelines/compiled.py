@@ -21,11 +21,15 @@ class Compiled:
     edges: set[tuple[str, str]] = field(default_factory=set)
     leads_to: dict[str, str] = field(default_factory=dict)
 
+    def dags(self) -> Iterator[dict[str, Any]]:
+        """The pipeline and every group in it."""
+        parts = [self.pipeline["root"], *self.pipeline["components"].values()]
+        return (part["dag"] for part in parts if "dag" in part)
+
     def tasks(self) -> Iterator[dict[str, Any]]:
         """Every task, in groups too."""
-        dags = [self.pipeline["root"], *self.pipeline["components"].values()]
-        for dag in dags:
-            yield from dag.get("dag", {}).get("tasks", {}).values()
+        for dag in self.dags():
+            yield from dag["tasks"].values()
 
     def steps(self) -> Iterator[dict[str, Any]]:
         """Tasks that run a component, not a group."""

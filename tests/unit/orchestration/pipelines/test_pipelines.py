@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 from kfp.kubernetes.node_affinity import validate_node_affinity
+from typer.testing import CliRunner
 
+from prunella.cli import app
 from prunella.errors import ConfigError
+from prunella.launch.images import TRAINER, image_name
 from prunella.launch.kubernetes.placement import HOST_LABEL, exclusion
 from prunella.launch.kubernetes.settings import STORE_KEYS, STORE_SETTINGS
 from prunella.orchestration import graph
@@ -85,12 +88,16 @@ def test_training_is_kept_off_the_nodes_that_the_gate_left_out(pretrain_segment:
     assert all(name.startswith("exec-train-segment") for name in kept_off)
 
 
-def test_a_lost_gate_of_a_node_leaves_the_rest_of_the_attempt_to_the_links_as_in_the_dag(pretrain_segment: Compiled) -> None:
-    strategies = {t["taskInfo"]["name"]: t.get("triggerPolicy", {}).get("strategy") for t in pretrain_segment.steps()}
-
-    whatever = {name for name, strategy in strategies.items() if strategy == "ALL_UPSTREAM_TASKS_COMPLETED"}
-    in_a_rung = {graph.in_rung(n, step) for n in range(graph.RUNGS) for step in (graph.Step.GATE_FABRIC, graph.Step.VERDICT)}
-    assert whatever == {graph.Step.CLOSE_SEGMENT.value, *in_a_rung}
+def test_nothing_but_the_close_outlives_a_failed_task_and_nothing_waits_for_it(pretrain_segment: Compiled) -> None:
+    """Kubeflow's backend makes an exit hook of whatever runs in any case: no other task may follow it, in any group."""
+    for dag in pretrain_segment.dags():
+        tasks = dag["tasks"]
+        hooks = {name for name, task in tasks.items() if "strategy" in task.get("triggerPolicy", {})}
+        assert hooks <= {"close-segment"}
+        for name, task in tasks.items():
+            assert not hooks & set(task.get("dependentTasks", [])), name
+            inputs = task.get("inputs", {}).get("parameters", {}).values()
+            assert not hooks & {given.get("taskOutputParameter", {}).get("producerTask") for given in inputs}, name
 
 
 def test_whatever_works_on_a_root_is_told_how_to_reach_it_and_nothing_else_is(written: list[Path]) -> None:
@@ -107,6 +114,37 @@ def test_whatever_works_on_a_root_is_told_how_to_reach_it_and_nothing_else_is(wr
             settings = [key["envVar"] for map_ in told.get("configMapAsEnv", []) for key in map_["keyToEnv"]]
             assert (keys, settings) == ((list(STORE_KEYS), list(STORE_SETTINGS)) if has_root else ([], [])), component
             assert all(source["optional"] for kind in ("secretAsEnv", "configMapAsEnv") for source in told.get(kind, []))
+
+
+def test_accelerators_are_asked_for_by_the_stages_that_bring_torch_and_by_nothing_else(tmp_path: Path) -> None:
+    form = Form(is_container=True, devices=8, device_resource="amd.com/gpu")
+
+    for path in compile_pipelines(tmp_path, form):
+        for executor in read(path).pipeline["deploymentSpec"]["executors"].values():
+            asked = executor["container"]["resources"].get("accelerator", {})
+            brings_torch = executor["container"]["image"] == image_name(TRAINER, "")
+            found = (asked.get("resourceType"), asked.get("resourceCount"))
+            assert found == (("amd.com/gpu", "8") if brings_torch else (None, None)), executor
+
+
+def test_the_command_writes_the_pipelines_of_the_repository(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["pipeline", "compile", "--output", str(tmp_path / "new")])
+
+    assert done.exit_code == 0, done.output
+    written = sorted((tmp_path / "new").iterdir())
+    assert [path.name for path in written] == ["pretrain_segment.yaml", "sweep_fleet.yaml"]
+    assert [path.read_bytes() for path in written] == [(GOLDEN / path.name).read_bytes() for path in written]
+
+
+def test_every_option_of_the_command_is_in_what_it_writes(tmp_path: Path) -> None:
+    options = ["--image-prefix", "registry.example/team/", "--store-secret", "my-bucket", "--devices", "4", "--lightweight"]
+
+    done = CliRunner().invoke(app, ["pipeline", "compile", "--output", str(tmp_path), *options])
+
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "pretrain_segment.lightweight.yaml").read_text()
+    wanted = ("image: registry.example/team/prunella/trainer", "secretName: my-bucket", "resourceCount: '4'", "nvidia.com/gpu")
+    assert [found for found in wanted if found not in text] == []
 
 
 def test_an_exclusion_is_an_affinity_that_kubernetes_accepts() -> None:
