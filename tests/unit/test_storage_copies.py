@@ -3,7 +3,10 @@
 import errno
 import hashlib
 import os
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from buckets import big_file
 from prunella.errors import StorageUnavailable
 from prunella.storage import Content, S3Store, with_local_file
 from prunella.storage.cache import ObjectCache
+from waiting import wait_until
 
 MIB = 2**20
 
@@ -85,17 +89,124 @@ def test_what_is_being_fetched_makes_no_room_for_others(tmp_path: Path, monkeypa
     assert cache.file("a", "v1", fetch_while_another_is_fetched).exists()
 
 
-def test_what_a_killed_process_was_fetching_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("left", [".leftover", ".a.lock"])
+def test_what_a_killed_process_was_fetching_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str) -> None:
     monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path))
     cache = ObjectCache("s3://bucket", limit_bytes=250)
     first = cache.file("a", "v1", lambda path: path.write_bytes(bytes(100)) and None)
-    leftover = first.with_name(".leftover")
+    leftover = first.with_name(left)
     leftover.write_bytes(bytes(100))
     os.utime(leftover, (1, 1))
 
     cache.file("b", "v1", lambda path: path.write_bytes(bytes(100)) and None)
 
     assert [leftover.exists(), first.exists()] == [False, True]
+
+
+#: Asks for one copy. Its fetch tells that it began, and does not end before a file says how.
+_ASKS = """
+import sys, time
+from pathlib import Path
+from prunella.errors import StorageUnavailable
+from prunella.storage.cache import ObjectCache
+
+name, folder = sys.argv[1], Path(sys.argv[2])
+
+def fetch(path):
+    (folder / f"{name}.began").touch()
+    while not (folder / "goes-well").exists() and not (folder / "fails").exists():
+        time.sleep(0.01)
+    if (folder / "fails").exists():
+        raise StorageUnavailable("out of reach")
+    path.write_text(name)
+
+cache = ObjectCache("s3://bucket", limit_bytes=250)
+(folder / f"{name}.asks").touch()
+try:
+    print(cache.file("a", "v1", fetch).read_text())
+except StorageUnavailable as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Starts processes of a machine, by name, that all want one copy; returns once they ask for it."""
+    monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path / "scratch"))
+    started = []
+
+    def start(name: str) -> subprocess.Popen[str]:
+        arguments = [sys.executable, "-c", _ASKS, name, str(tmp_path)]
+        started.append(subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True))
+        wait_until((tmp_path / f"{name}.asks").exists, timeout_s=60)
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def _files(scratch: Path) -> list[str]:
+    return [path.name for path in scratch.rglob("*") if path.is_file()]
+
+
+def _is_waiting_for_a_lock(process: "subprocess.Popen[str]") -> bool:
+    """Whether the kernel has it stand in line, the lines of whose waiters have an arrow."""
+    lines = Path("/proc/locks").read_text().splitlines()
+    return any("->" in line and f" {process.pid} " in line for line in lines)
+
+
+def test_processes_that_want_a_copy_at_once_fetch_it_once(
+    asking: Callable[[str], "subprocess.Popen[str]"], tmp_path: Path
+) -> None:
+    first = asking("first")
+    wait_until((tmp_path / "first.began").exists)
+    others = [asking("second"), asking("third")]
+    wait_until(lambda: all(map(_is_waiting_for_a_lock, others)))
+
+    (tmp_path / "goes-well").touch()
+
+    assert [process.communicate(timeout=60)[0] for process in (first, *others)] == ["first\n"] * 3
+    assert not (tmp_path / "second.began").exists()
+    assert not (tmp_path / "third.began").exists()
+    assert _files(tmp_path / "scratch") == ["a"]
+
+
+def test_a_process_that_is_killed_while_it_fetches_keeps_nobody_from_it(
+    asking: Callable[[str], "subprocess.Popen[str]"], tmp_path: Path
+) -> None:
+    first = asking("first")
+    wait_until((tmp_path / "first.began").exists)
+    second = asking("second")
+    wait_until(lambda: _is_waiting_for_a_lock(second))
+
+    first.kill()
+    wait_until((tmp_path / "second.began").exists, timeout_s=60)
+    (tmp_path / "goes-well").touch()
+
+    assert second.communicate(timeout=60)[0] == "second\n"
+    assert _files(tmp_path / "scratch") == ["a"]
+
+
+def test_whoever_waited_for_a_fetch_that_failed_shares_the_failure_and_fetches_the_next_time(
+    asking: Callable[[str], "subprocess.Popen[str]"], tmp_path: Path
+) -> None:
+    first = asking("first")
+    wait_until((tmp_path / "first.began").exists)
+    second = asking("second")
+    wait_until(lambda: _is_waiting_for_a_lock(second))
+
+    (tmp_path / "fails").touch()
+    said = [process.communicate(timeout=60)[0] for process in (first, second)]
+    (tmp_path / "fails").unlink()
+    (tmp_path / "goes-well").touch()
+
+    assert said[0] == "out of reach\n"
+    assert "expected the copy that another process was fetching, found that its fetch failed" in said[1]
+    assert not (tmp_path / "second.began").exists()
+    assert _files(tmp_path / "scratch") == []
+    assert asking("third").communicate(timeout=60)[0] == "third\n"
 
 
 def test_a_copy_that_is_dropped_before_it_was_opened_is_fetched_again(store: S3Store) -> None:

@@ -1,15 +1,23 @@
 """Token windows out of memory-mapped shards.
 
-Decides nothing about order; `order.py` does. Sizes of all shards are checked on opening, the sha256 of a shard once, on the
-open file that is then mapped; so a damaged shard is named before any token of it is used. A copy of a bucket's object that was
-damaged on this machine's disk is fetched once more before the object is blamed. Never writes, never repairs.
+Decides nothing about order; `order.py` does. Sizes of all shards are checked on opening, the sha256 of a shard on the open file
+that is then mapped; so a damaged shard is named before any token of it is used. A copy of a bucket's object that was damaged on
+this machine's disk is fetched once more before the object is blamed. Never writes, never repairs.
+
+The files of a folder stay mapped, which costs nothing. A bucket's copy does not: while it is mapped, the disk keeps it, also
+when the cache has dropped it. So a reader maps a 64th of what the cache may hold, or one shard if that is more, and lets the
+longest unused go first. One that is mapped again asks nobody and is not hashed again where it is the very file that was proven.
+All readers of a machine together: the cache's limit, and for each the above and a shard that is being fetched.
 """
 
 import hashlib
 import itertools
 import logging
+import math
+from collections import OrderedDict
 from collections.abc import Iterator
 from io import BufferedReader
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +28,13 @@ from prunella.data.manifest import REBUILD, DatasetManifest, Shard, count_sequen
 from prunella.data.tokenizer import parse_tokenizer
 from prunella.errors import DataCorrupt, KeyMissing
 from prunella.records import FileEntry
-from prunella.storage import Store, with_local_file
+from prunella.storage import Store, identity_of, open_again, with_local_file
 
 logger = logging.getLogger(__name__)
+
+#: A reader maps at most this part of the cache's limit. Source: own choice 2026-11: the ranks of a machine with 16 accelerators
+#: then add a quarter at most; of the default of 8 GiB, a part is 64 shards of the default of 2 MiB.
+_PARTS_OF_LIMIT = 64
 
 
 class TokenReader:
@@ -36,13 +48,14 @@ class TokenReader:
     """
 
     def __init__(self, store: Store, manifest: DatasetManifest, split: str) -> None:
-        self._store = store
-        self._dtype = DTYPES[manifest.dtype]
         self._shards = manifest.shards(split)
         self._ends = tuple(itertools.accumulate(shard.tokens for shard in self._shards))
-        self._mapped: dict[int, np.ndarray[Any, Any]] = {}
         for number, shard in enumerate(self._shards):
             check_size(store, shard.file, number)
+        self._maps = _Maps(store, self._shards, DTYPES[manifest.dtype])
+        limit, size_bytes = store.copies_limit_bytes, sum(shard.file.size_bytes for shard in self._shards)
+        if limit is not None and size_bytes > limit:  # in random order, each sequence of the rest fetches a shard
+            logger.warning("split_exceeds_copies split=%s size_bytes=%s PRUNELLA_CACHE_BYTES=%s", split, size_bytes, limit)
 
     @property
     def n_tokens(self) -> int:
@@ -63,20 +76,53 @@ class TokenReader:
         if not 0 <= index < self.n_sequences(seq_len):
             raise IndexError(f"sequence {index}: there are {self.n_sequences(seq_len)} sequences of {seq_len} tokens")
         begin = index * seq_len
-        return np.concatenate(list(self._pieces(begin, begin + seq_len + 1))).astype(np.int64)
+        return np.concatenate(list(self._pieces(begin, begin + seq_len + 1)))
 
-    def _pieces(self, begin: int, end: int) -> "Iterator[np.ndarray[Any, Any]]":
+    def _pieces(self, begin: int, end: int) -> "Iterator[np.ndarray[Any, np.dtype[np.int64]]]":
         number = int(np.searchsorted(self._ends, begin, side="right"))
         while begin < end:
             first = self._ends[number] - self._shards[number].tokens
             stop = min(end, self._ends[number])
-            yield self._map(number)[begin - first : stop - first]
+            yield self._maps[number][begin - first : stop - first].astype(np.int64)  # no map outlives what is read of it
             begin, number = stop, number + 1
 
-    def _map(self, number: int) -> "np.ndarray[Any, Any]":
+
+class _Maps:
+    """Proven shards by number, mapped: as many at a time as `copies_limit_bytes` of their store leaves to a reader."""
+
+    def __init__(self, store: Store, shards: tuple[Shard, ...], dtype: "np.dtype[Any]") -> None:
+        self._store = store
+        self._shards = shards
+        self._dtype = dtype
+        limit_bytes = store.copies_limit_bytes
+        self._room_bytes = math.inf if limit_bytes is None else limit_bytes // _PARTS_OF_LIMIT
+        self._mapped = OrderedDict[int, np.ndarray[Any, Any]]()  # the longest unused first
+        self._held_bytes = 0
+        self._proven: dict[int, tuple[Path, tuple[int, ...]]] = {}
+
+    def __getitem__(self, number: int) -> "np.ndarray[Any, Any]":
         if number not in self._mapped:
-            self._mapped[number] = _map_verified(self._store, self._shards[number], number, self._dtype)
+            self._make_room(self._shards[number].file.size_bytes)
+            with self._open(number) as file:
+                self._mapped[number] = np.memmap(file, dtype=self._dtype, mode="r", shape=(self._shards[number].tokens,))
+            self._held_bytes += self._mapped[number].nbytes
+        self._mapped.move_to_end(number)
         return self._mapped[number]
+
+    def _make_room(self, size_bytes: int) -> None:
+        while self._mapped and self._held_bytes + size_bytes > self._room_bytes:
+            _, longest_unused = self._mapped.popitem(last=False)
+            self._held_bytes -= longest_unused.nbytes
+
+    def _open(self, number: int) -> BufferedReader:
+        """The file of a shard, open: that which was proven, if it is still there and as it was, else a newly proven one."""
+        file = open_again(*self._proven[number]) if number in self._proven else None
+        if file is None:
+            entry = self._shards[number].file
+            check_size(self._store, entry, number)
+            file = _open_verified(self._store, entry, number)
+            self._proven[number] = Path(file.name), identity_of(file.fileno())
+        return file
 
 
 def load_tokenizer(store: Store, manifest: DatasetManifest) -> Tokenizer:
@@ -117,12 +163,6 @@ def check_sha256(store: Store, entry: FileEntry, shard: int | None = None) -> No
     """Full check of a part of a data set. Raises DataCorrupt."""
     check_size(store, entry, shard)
     _open_verified(store, entry, shard).close()
-
-
-def _map_verified(store: Store, shard: Shard, number: int, dtype: "np.dtype[Any]") -> "np.ndarray[Any, Any]":
-    check_size(store, shard.file, number)
-    with _open_verified(store, shard.file, number) as file:
-        return np.memmap(file, dtype=dtype, mode="r", shape=(shard.tokens,))
 
 
 def _open_verified(store: Store, entry: FileEntry, shard: int | None) -> BufferedReader:

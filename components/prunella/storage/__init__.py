@@ -10,7 +10,9 @@ from pathlib import Path
 from prunella.config import StorageConfig
 from prunella.errors import ConfigError
 from prunella.storage.arbitration import find_overwriting, try_out
+from prunella.storage.cache import open_again
 from prunella.storage.folder import FolderStore
+from prunella.storage.parts import identity_of
 from prunella.storage.retrying import RetryingStore, Wait, WrappedStore, longest_silence_s
 from prunella.storage.s3 import SCHEME, S3Store
 from prunella.storage.store import Content, Stamp, Store, check_key, with_local_file
@@ -27,7 +29,9 @@ __all__ = [
     "check_key",
     "check_root_is_there",
     "create_root",
+    "identity_of",
     "longest_silence_s",
+    "open_again",
     "open_patiently",
     "open_store",
     "prove_root",

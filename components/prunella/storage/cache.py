@@ -4,12 +4,17 @@ A copy belongs to one version of an object, so it never goes stale, also where a
 ever dropped, the longest unused first. A file that was just put may become the copy of what was put. Copies are not verified
 here: whoever reads proves the sha256, as everywhere.
 
+Processes that want the same copy at once fetch it once: one of them does, and the others share what comes of it.
+
 The limit holds whoever reads: only the copy that was just fetched is spared, because it was asked for. To drop one that
 somebody has open, mapped or placed under a name of his own takes nothing from him, and whoever had not come to open it fetches
-it again (`store.with_local_file`); so nobody has to say that he reads.
+it again (`store.with_local_file`); so nobody has to say that he reads. But the disk keeps what he has: beyond the limit and
+what is being fetched, it holds what readers map (`data/reader.py` says how little) and what is placed.
 """
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -17,13 +22,15 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 
-from prunella.errors import ConfigError
+from prunella.errors import ConfigError, StorageUnavailable
 from prunella.scratch import scratch_base
+from prunella.storage.parts import identity_of
 
 #: A copy used within this time stays when those of older candidates go: somebody may want it again. A file of a fetch that was
-#: not written to for so long is a leftover. Source: own choice 2026-11, longer than a checkpoint takes to load.
+#: not written to for so long is a leftover, as is its lock. Source: own choice 2026-11, longer than a checkpoint takes to load.
 _IN_USE_S = 3600.0
 #: Bytes of copies kept. Source: own choice 2026-11, a few checkpoints of a small model; PRUNELLA_CACHE_BYTES sets another.
 _LIMIT_BYTES = 8 * 2**30
@@ -48,15 +55,17 @@ class ObjectCache:
 
     def __init__(self, root: str, *, limit_bytes: int) -> None:
         self._folder = scratch_base() / "objects" / hashlib.sha256(root.encode()).hexdigest()[:12]
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
 
     def file(self, key: str, version: str, fetch: Callable[[Path], None]) -> Path:
-        """The copy of an object as of a version; `fetch` writes it to the path it is given, if there is none yet."""
+        """The copy of an object as of a version; `fetch` writes it to the path it is given, if there is none yet.
+
+        Raises:
+            StorageUnavailable: another process was fetching it, and could not.
+        """
         path = self._path(key, version)
-        try:
-            os.utime(path)  # used now: the last to go
-        except FileNotFoundError:
-            self._add(path, fetch)
+        if not _is_marked_used(path):
+            self._fetch_once(path, fetch)
             self._shrink(spared=path)
         return path
 
@@ -92,6 +101,30 @@ class ObjectCache:
     def _path(self, key: str, version: str) -> Path:
         return self._folder / hashlib.sha256(version.encode()).hexdigest()[:16] / key
 
+    def _fetch_once(self, path: Path, fetch: Callable[[Path], None]) -> None:
+        """Fetch a copy under its lock, or share what came of it where another process held that.
+
+        Whoever is killed leaves the lock's file and loses the lock, and the next fetches; whoever ends removes the file first.
+        To share a failure rather than repeat it keeps a store's silence as short as it is for one process: those that wait
+        do not try in turn.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock_path = path.with_name(f".{path.name}.lock")
+        with lock_path.open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            is_ours = _is_at(lock_path, lock.fileno())
+            try:
+                if _is_marked_used(path):
+                    return
+                if not is_ours:
+                    raise StorageUnavailable(
+                        f"{path}: expected the copy that another process was fetching, found that its fetch failed; try again"
+                    )
+                self._add(path, fetch)
+            finally:
+                if is_ours:
+                    lock_path.unlink(missing_ok=True)
+
     def _add(self, path: Path, fetch: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         temporary = path.with_name(f".{uuid.uuid4().hex}")
@@ -105,13 +138,26 @@ class ObjectCache:
         """Drop the longest unused copies until the rest is within the limit."""
         copies = [(status, path) for path in self._folder.rglob("*") if (status := _status(path)) is not None]
         size_bytes = sum(status.st_size for status, _ in copies)
-        for status, path in sorted(copies, key=lambda copy: copy[0].st_mtime_ns):
-            if size_bytes <= self._limit_bytes:
+        for status, path in sorted(copies, key=lambda copy: _used_ns(copy[0])):
+            if size_bytes <= self.limit_bytes:
                 return
             if path == spared or _is_being_fetched(path, status):
                 continue
             path.unlink(missing_ok=True)
             size_bytes -= status.st_size
+
+
+def open_again(path: Path, identity: tuple[int, ...]) -> BufferedReader | None:
+    """The copy at a path, open, and used now; None unless it is still that very file, as it was (`identity_of`)."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return None
+    if identity_of(file.fileno()) != identity:
+        file.close()
+        return None
+    _mark_used(file.fileno())
+    return file
 
 
 def link_or_copy(path: Path, target: Path) -> None:
@@ -130,7 +176,33 @@ def _is_being_fetched(path: Path, status: os.stat_result) -> bool:
 
 
 def _is_in_use(status: os.stat_result | None) -> bool:
-    return status is not None and time.time() - status.st_mtime < _IN_USE_S
+    return status is not None and time.time() - _used_ns(status) / 1e9 < _IN_USE_S
+
+
+def _used_ns(status: os.stat_result) -> int:
+    """When a file was used last, or is still written to."""
+    return max(status.st_atime_ns, status.st_mtime_ns)
+
+
+def _is_marked_used(path: Path) -> bool:
+    """False where there is no copy."""
+    with contextlib.suppress(FileNotFoundError):
+        _mark_used(path)
+        return True
+    return False
+
+
+def _mark_used(file: Path | int) -> None:
+    """Used now: the last to go. When it was written stays, for that is how a reader knows what he has proven."""
+    os.utime(file, ns=(time.time_ns(), os.stat(file).st_mtime_ns))
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file still has that name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _status(path: Path) -> os.stat_result | None:

@@ -33,6 +33,10 @@ class FolderStore:
     def root(self) -> str:
         return str(self._root)
 
+    @property
+    def copies_limit_bytes(self) -> int | None:
+        return None
+
     def put_new(self, key: str, data: bytes) -> None:
         self._commit(key, lambda temporary: temporary.write_bytes(data))
 

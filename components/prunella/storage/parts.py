@@ -81,9 +81,9 @@ class Cut:
     done: set[int]
 
 
-def identity_of(path: Path) -> tuple[int, ...]:
-    """Another one for another file, or for the same one after it was written to."""
-    found = path.stat()
+def identity_of(file: Path | int) -> tuple[int, ...]:
+    """Of a file, or of an open one's descriptor: another one for another file, or for the same one after it was written to."""
+    found = os.stat(file)
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 

@@ -40,6 +40,10 @@ class WrappedStore:
     def moves(self) -> int:
         return self._inner.moves
 
+    @property
+    def copies_limit_bytes(self) -> int | None:
+        return self._inner.copies_limit_bytes
+
     def _call(self, key: str, call: Callable[[], T]) -> T:
         raise NotImplementedError
 

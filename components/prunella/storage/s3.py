@@ -65,6 +65,10 @@ class S3Store:
     def root(self) -> str:
         return self._root
 
+    @property
+    def copies_limit_bytes(self) -> int | None:
+        return self._cache.limit_bytes
+
     # -------------------------------------------------------------------------------- writing
 
     def put_new(self, key: str, data: bytes) -> None:

@@ -57,6 +57,10 @@ class Store(Protocol):
         """Changes with every sign of life: an answer, a try, a part of a file that went on its way. Only to be compared with
         itself: threads that count at once may count one of two."""
 
+    @property
+    def copies_limit_bytes(self) -> int | None:
+        """How much of the store this machine keeps as local copies; None where local files are the objects themselves."""
+
     def put_new(self, key: str, data: bytes) -> None:
         """Write once. Raises KeyExists, StorageUnavailable, StorageFull."""
 
