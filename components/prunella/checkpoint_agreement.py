@@ -4,7 +4,6 @@ A rank that raised alone would leave its peers waiting in the next collective. W
 byte tensor over a gloo group of their own; no pickle, no accelerator.
 """
 
-import errno
 import json
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from prunella import errors
 from prunella.codec import canonical_json
 from prunella.errors import PrunellaError, StorageFull
+from prunella.storage import is_full
 
 #: Whatever one rank met must reach its peers, or they would wait for it; hence everything that an operation can raise.
 _REPORTED = (Exception, CheckpointException)
@@ -69,7 +69,7 @@ def _describe(error: BaseException) -> dict[str, Any]:
     if isinstance(error, CheckpointException):  # torch's own agreement: every rank holds the failure of the guilty one
         rank, (guilty, _) = next(iter(error.failures.items()))
         return {**_describe(guilty), "rank": rank}
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         error = StorageFull(f"no room in the scratch folder: {error}; free space and run again")
     if isinstance(error, PrunellaError):
         return {"error": type(error).__name__, "message": str(error)}

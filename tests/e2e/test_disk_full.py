@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from e2e.campaign import IN_ONE_SEGMENT, SEGMENTS, STEPS_PER_SEGMENT, Campaign
+from small_disk import small_disk as disk
 
 #: The data set and one candidate fit, not two.
 SMALL_BYTES = 1_200_000
@@ -16,13 +17,8 @@ ENOUGH_BYTES = 200_000_000
 @pytest.fixture
 def small_disk(campaign: Campaign) -> Iterator[Path]:
     """The campaign's root as a file system of its own."""
-    campaign.root.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_BYTES}", "tmpfs", str(campaign.root)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"no right to mount a small file system: {done.stderr.strip()}")
-    yield campaign.root
-    subprocess.run(["umount", "--lazy", str(campaign.root)], check=True)
+    with disk(campaign.root, SMALL_BYTES) as root:
+        yield root
 
 
 @pytest.mark.slow

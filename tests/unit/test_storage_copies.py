@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from buckets import big_file
-from prunella.errors import StorageUnavailable
+from prunella.errors import Cause, StorageFull, StorageUnavailable
 from prunella.storage import Content, S3Store, with_local_file
 from prunella.storage.cache import ObjectCache
+from prunella.training_segment.failures import classify
+from small_disk import small_disk
 from waiting import wait_until
 
 MIB = 2**20
@@ -292,6 +294,26 @@ def test_a_copy_that_cannot_be_kept_fails_no_put(store: S3Store, tmp_path: Path,
 
     assert store.get("a/b") == path.read_bytes()
     assert "copy_not_kept key=a/b" in caplog.text
+
+
+@pytest.mark.parametrize("size_bytes", [4 * MIB, 20 * MIB], ids=["one part", "several parts"])
+def test_a_copy_without_room_on_this_machine_is_one_clear_error_and_leaves_nothing(
+    store: S3Store, tmp_path: Path, size_bytes: int
+) -> None:
+    path = big_file(tmp_path, size_bytes)
+    store.put_new_file("a/b", path)
+    store.put_new("a/small", b"content")
+
+    with small_disk(tmp_path / "scratch", MIB) as scratch:
+        with pytest.raises(StorageFull, match=r"no room on this machine for a copy of object 'a/b'.*SCRATCH") as caught:
+            store.local_path("a/b")
+        left = _files(scratch)
+        small = store.local_path("a/small").read_bytes()
+
+    failure = classify(caught.value, rank=1, node="node-1", step=3)
+    assert (failure.cause, failure.evidence) == (Cause.STORAGE_UNAVAILABLE, {"error": "StorageFull"})
+    assert left == []
+    assert small == b"content"
 
 
 def test_a_copy_goes_with_its_object(store: S3Store, tmp_path: Path) -> None:

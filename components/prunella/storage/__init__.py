@@ -15,7 +15,7 @@ from prunella.storage.folder import FolderStore
 from prunella.storage.parts import identity_of
 from prunella.storage.retrying import RetryingStore, Wait, WrappedStore, longest_silence_s
 from prunella.storage.s3 import SCHEME, S3Store
-from prunella.storage.store import Content, Stamp, Store, check_key, with_local_file
+from prunella.storage.store import Content, Stamp, Store, check_key, is_full, with_local_file
 
 __all__ = [
     "Content",
@@ -30,6 +30,7 @@ __all__ = [
     "check_root_is_there",
     "create_root",
     "identity_of",
+    "is_full",
     "longest_silence_s",
     "open_again",
     "open_patiently",

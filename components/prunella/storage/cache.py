@@ -25,9 +25,10 @@ from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
 
-from prunella.errors import ConfigError, StorageUnavailable
+from prunella.errors import ConfigError, StorageFull, StorageUnavailable
 from prunella.scratch import scratch_base
 from prunella.storage.parts import identity_of
+from prunella.storage.store import is_full
 
 #: A copy used within this time stays when those of older candidates go: somebody may want it again. A file of a fetch that was
 #: not written to for so long is a leftover, as is its lock. Source: own choice 2026-11, longer than a checkpoint takes to load.
@@ -62,10 +63,19 @@ class ObjectCache:
 
         Raises:
             StorageUnavailable: another process was fetching it, and could not.
+            StorageFull: this machine has no room for it.
         """
         path = self._path(key, version)
         if not _is_marked_used(path):
-            self._fetch_once(path, fetch)
+            try:
+                self._fetch_once(path, fetch)
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                raise StorageFull(
+                    f"{self._folder}: no room on this machine for a copy of object {key!r} ({error.strerror}); free space "
+                    "there, or set PRUNELLA_SCRATCH to a folder on a larger disk"
+                ) from error
             self._shrink(spared=path)
         return path
 

@@ -1,17 +1,15 @@
 """A store in a local folder: a temporary file, fsync, hard link, and an fsync of the directory make one object atomic."""
 
 import contextlib
-import errno
 import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from prunella.errors import KeyExists, KeyMissing, StorageFull, StorageUnavailable
-from prunella.storage.store import Content, Stamp, aside, check_key, content_of
+from prunella.storage.store import Content, Stamp, aside, check_key, content_of, is_full
 
 _TEMPORARY = ".tmp"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: File systems stamp with the tick of the kernel. Source: CONFIG_HZ is 100 at least, 2026-11.
 _GRAIN_NS = 10_000_000
 #: A file is copied in pieces of this size, each on disk before the next, so that whoever waits for a slow disk sees it move.
@@ -146,7 +144,7 @@ class FolderStore:
             self._check_root()
             raise KeyMissing(f"{self._root}: no object {key!r}") from error
         except OSError as error:
-            if error.errno in _FULL:
+            if is_full(error):
                 raise StorageFull(
                     f"{self._root}: no room for object {key!r} ({error.strerror}); free space and run again"
                 ) from error

@@ -6,6 +6,7 @@ store `place` it under a name of its own.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -135,6 +136,11 @@ def content_of(path: Path) -> Content:
     with path.open("rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size  # not `path.stat()`: the name may be gone by now
         return Content(size_bytes=size_bytes, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a disk, a quota or a limit on files has no room for what was written."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def aside(key: str) -> str:
