@@ -1,7 +1,8 @@
 """What the launcher watches while ranks train, and how it comes to know that something is wrong.
 
-It trusts exit notes, heartbeats and the kernel's word on processes, in that order. Not being able to look is not failure:
-an unreachable store neither fences nor fails an attempt here. It never kills; the stage does, once this has returned.
+It trusts exit notes, heartbeats and the kernel's word on processes, in that order. Not being able to look is not failure: a
+store that is out of reach, or refuses the look, neither fences nor fails an attempt here. Where that lasts, the saves of ranks
+are refused too, and fail by their own rules. It never kills; the stage does, once this has returned.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from prunella.config import Config
-from prunella.errors import StorageError
+from prunella.errors import ConfigError, StorageError
 from prunella.ledger import Ledger
 from prunella.node_processes import NodeLauncher, NodeProcess
 from prunella.records import NodeRef, StopReason, TrainRequest
@@ -106,6 +107,7 @@ class Watch:
         self._check_token = check_token
         self._hangs = HangWatch(config, world_size=len(self._ranks), launched_ns=launched_ns)
         self._fence_checked_s = 0.0
+        self._fence_hidden_by = ""
         self._agents_gone_ns: dict[str, int] = {}
         self._first_step_s = math.inf
 
@@ -193,10 +195,16 @@ class Watch:
         if time.monotonic() - self._fence_checked_s < interval_s:
             return
         self._fence_checked_s = time.monotonic()
+        hidden_by = ""
         try:
             self._check_token()
-        except StorageError as error:
-            logger.warning("fence_not_seen error=%s", error)
+        except (StorageError, ConfigError) as error:  # of credentials that expired a bucket says ConfigError
+            hidden_by = str(error)
+        if hidden_by and hidden_by != self._fence_hidden_by:
+            logger.warning("fence_not_seen error=%s", hidden_by)
+        elif self._fence_hidden_by and not hidden_by:
+            logger.info("fence_seen_again")
+        self._fence_hidden_by = hidden_by
 
     def _watch_wall_clock(self, stop: StopRequest) -> None:
         limit_s = self._config.training.wall_clock_limit_s

@@ -1,17 +1,23 @@
+import logging
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from prunella.config import Config, TrainingConfig
+from prunella.errors import Fenced
+from prunella.ledger import Ledger
 from prunella.node_processes import LocalLauncher, NodeProcess, kill_groups, start_on_node
 from prunella.records import NodeRef, Stage, StopReason, TrainRequest
+from prunella.storage import S3Store
 from prunella.training_segment.agents import reported_exit_codes
 from prunella.training_segment.heartbeat import Phase, Pulse
 from prunella.training_segment.job import is_stop_asked, node_log, rank_nodes
-from prunella.training_segment.watch import StopRequest, Watch
+from prunella.training_segment.watch import StopRequest, Watch, token_check
 
 NODES = (NodeRef(name="node-0"), NodeRef(name="node-1"))
 
@@ -24,8 +30,33 @@ def agents(tmp_path: Path) -> Iterator[list[NodeProcess]]:
     kill_groups(started)
 
 
-def watch(scratch: Path, agents: list[NodeProcess], *, grace_s: float = 25.0, startup_timeout_s: float = 60.0) -> Watch:
-    request = TrainRequest(
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """What an S3 server says to one look after the other, as a list to be filled; the last goes on."""
+    statuses: list[int] = []
+
+    class Bucket(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(statuses.pop(0) if len(statuses) > 1 else statuses[0])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "tests")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    yield statuses
+    server.shutdown()
+    server.server_close()
+
+
+def request() -> TrainRequest:
+    return TrainRequest(
         stage=Stage.TRAINING_SEGMENT,
         root="unused",
         experiment="tiny",
@@ -37,14 +68,24 @@ def watch(scratch: Path, agents: list[NodeProcess], *, grace_s: float = 25.0, st
         total_steps=8,
         dataset="unused",
     )
+
+
+def watch(
+    scratch: Path,
+    agents: list[NodeProcess],
+    *,
+    grace_s: float = 25.0,
+    startup_timeout_s: float = 60.0,
+    check_token: Callable[[], None] = lambda: None,
+) -> Watch:
     return Watch(
-        Config(training=TrainingConfig(grace_s=grace_s, startup_timeout_s=startup_timeout_s)),
-        request,
+        Config(training=TrainingConfig(grace_s=grace_s, startup_timeout_s=startup_timeout_s, fence_poll_s=0.01)),
+        request(),
         agents,
         scratch,
         launcher=LocalLauncher(),
         launched_ns=time.time_ns(),
-        check_token=lambda: None,
+        check_token=check_token,
     )
 
 
@@ -127,6 +168,52 @@ def test_agent_that_is_gone_before_its_ranks_spoke_is_seen_and_no_other(tmp_path
 
     assert watched.stopped_by is StopReason.FAILURE
     assert [rank.is_lost_at_start for rank in watched.seen] == [False, True]
+
+
+def watch_bucket(scratch: Path, agents: list[NodeProcess]) -> Watch:
+    """Watches ranks that have spoken, for a second after they were asked to stop, with the fence in a bucket."""
+    spoken(scratch)
+    ledger = Ledger(S3Store("s3://bucket"), "tiny")
+    return watch(scratch, agents, grace_s=1.0, check_token=token_check(ledger, request()))
+
+
+def asked_to_stop(scratch: Path) -> StopRequest:
+    stop = StopRequest(scratch)
+    stop.ask(StopReason.SIGNAL)
+    return stop
+
+
+def test_looks_that_are_refused_end_no_attempt_and_are_told_once(
+    tmp_path: Path, agents: list[NodeProcess], answers: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    answers.append(403)
+
+    watched = watch_bucket(tmp_path, agents).until_over(asked_to_stop(tmp_path))
+
+    assert watched.stopped_by is StopReason.SIGNAL
+    assert caplog.text.count("fence_not_seen") == 1
+    assert "these credentials may not do that" in caplog.text
+
+
+def test_each_change_of_what_hides_the_fence_is_told(
+    tmp_path: Path, agents: list[NodeProcess], answers: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    answers.extend([403, 403, 503, 403, 404])  # a look that sees asks for two objects
+
+    watch_bucket(tmp_path, agents).until_over(asked_to_stop(tmp_path))
+
+    told = [record.message.partition(" ")[0] for record in caplog.records if "fence" in record.message]
+    assert told == ["fence_not_seen", "fence_not_seen", "fence_not_seen", "fence_seen_again"]
+
+
+def test_fence_that_is_seen_after_a_refused_look_ends_the_attempt(
+    tmp_path: Path, agents: list[NodeProcess], answers: list[int]
+) -> None:
+    answers.extend([403, 200])
+
+    with pytest.raises(Fenced, match="lost its token"):
+        watch_bucket(tmp_path, agents).until_over(asked_to_stop(tmp_path))
 
 
 def test_ranks_are_numbered_node_by_node() -> None:
