@@ -26,7 +26,7 @@ from prunella.checkpoint_state import OPTIM, TrainingState, logical_tensors, mak
 from prunella.errors import CheckpointInvalid, ConfigError, DigestMismatch, KeyMissing
 from prunella.ledger import Ledger
 from prunella.records import CheckpointManifest, CheckpointRef, DataPrepRecord, FileEntry, from_bytes
-from prunella.scratch import scratch_base
+from prunella.scratch import make_folder, scratch_base
 from prunella.storage import Content, with_local_file
 
 logger = logging.getLogger(__name__)
@@ -158,9 +158,7 @@ def folder_of(ledger: Ledger, manifest: CheckpointManifest) -> Iterator[Path]:
     Raises:
         CheckpointInvalid: a file that had to be fetched for that is damaged.
     """
-    base = scratch_base()
-    base.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=base) as name:
+    with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=make_folder(scratch_base())) as name:
         for entry in manifest.files:
             if entry.key.endswith(".safetensors"):
                 _place(ledger, manifest, entry, Path(name) / Path(entry.key).name)

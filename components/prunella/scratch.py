@@ -1,19 +1,68 @@
 """The local, mutable, disposable folder of an attempt: process files, heartbeats, live metrics, logs.
 
 Nothing here is truth, and nothing here survives on purpose: what matters ships to the ledger. The base is the environment
-variable PRUNELLA_SCRATCH, else a folder of this user's under the system's temporary folder.
+variable PRUNELLA_SCRATCH, else a folder of this user's under the system's temporary folder. There anybody may have made one
+first, under a name that all can guess, so it is used only where nobody else can write to it. Whoever sets PRUNELLA_SCRATCH
+vouches for the folder himself: a pod's volume belongs to root and is open to all, and a link may well lead to a faster disk.
 """
 
 import hashlib
 import os
+import stat
 import tempfile
 from pathlib import Path
 
+from prunella.errors import ConfigError
+
+_VARIABLE = "PRUNELLA_SCRATCH"
+_NEXT = f"set {_VARIABLE} to a folder of yours"
+
 
 def scratch_base() -> Path:
-    """Folder under which every attempt of this machine has its own."""
-    chosen = os.environ.get("PRUNELLA_SCRATCH")
+    """Folder under which every attempt of this machine has its own. Whoever writes there comes by `make_folder`."""
+    chosen = os.environ.get(_VARIABLE)
     return Path(chosen) if chosen else Path(tempfile.gettempdir()) / f"prunella-{os.getuid()}"
+
+
+def make_folder(path: Path) -> Path:
+    """A folder in scratch, with the base and all above it that is absent, for their owner alone.
+
+    Raises:
+        ConfigError: the base cannot be made, or others could change what is in it.
+    """
+    base = scratch_base()
+    try:
+        _make(base)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise ConfigError(
+            f"{base}: expected a folder for scratch, or room to make one, found none ({error.strerror}); {_NEXT}"
+        ) from error
+    if not os.environ.get(_VARIABLE):
+        _check_is_ours(base)
+    _make(path)
+    return path
+
+
+def _make(path: Path) -> None:
+    """As `mkdir` with `parents`, which would make those with the mode that the umask leaves."""
+    if not path.is_dir():
+        _make(path.parent)
+        path.mkdir(exist_ok=True, mode=0o700)
+
+
+def _check_is_ours(base: Path) -> None:
+    found = base.lstat()
+    if stat.S_ISLNK(found.st_mode):
+        what = f"a link to {base.readlink()}"
+    elif found.st_uid != os.getuid():
+        what = f"one of user {found.st_uid}"
+    elif found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        what = f"one that others may write to ({stat.filemode(found.st_mode)})"
+    else:
+        return
+    raise ConfigError(
+        f"{base}: expected a folder that only user {os.getuid()} may write to, found {what}; remove it, or {_NEXT}"
+    )
 
 
 def attempt_scratch(root: str, experiment: str, segment: int, attempt: int, *, opened_ns: int) -> Path:
@@ -32,9 +81,7 @@ def run_scratch(root: str, experiment: str, segment: int, run_index: int, *, ope
 
 def _folder(root: str, experiment: str, segment: int, name: str) -> Path:
     mark = hashlib.sha256(root.encode()).hexdigest()[:12]
-    path = scratch_base() / mark / experiment / f"{segment:04d}" / name
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return path
+    return make_folder(scratch_base() / mark / experiment / f"{segment:04d}" / name)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -21,7 +21,6 @@ from prunella.launch.door import Launch
 from prunella.launch.handle import Handle
 from prunella.launch.images import WORKER
 from prunella.records import FailedRecord
-from prunella.scratch import scratch_base
 from unit.launch.test_door import held_launch_under, launch_under, record_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -200,7 +199,6 @@ def test_a_container_that_does_not_register_in_time_is_ended_and_removed(
 
 
 def test_a_command_ends_and_leaves_no_container_but_those_that_others_have_just_made(tmp_path: Path) -> None:
-    scratch_base().mkdir(parents=True, exist_ok=True)
     other = f"prunella-other-{os.getpid()}"
     folders = container._mounts([tmp_path], ())
     container._create(other, WORKER, ["fault", "list"], log=tmp_path / "log", folders=folders, environment={}, label="command")

@@ -5,6 +5,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from buckets import big_file
-from prunella.errors import Cause, StorageFull, StorageUnavailable
+from prunella.errors import Cause, ConfigError, StorageFull, StorageUnavailable
 from prunella.storage import Content, S3Store, with_local_file
 from prunella.storage.cache import ObjectCache
 from prunella.training_segment.failures import classify
@@ -314,6 +315,17 @@ def test_a_copy_without_room_on_this_machine_is_one_clear_error_and_leaves_nothi
     assert (failure.cause, failure.evidence) == (Cause.STORAGE_UNAVAILABLE, {"error": "StorageFull"})
     assert left == []
     assert small == b"content"
+
+
+def test_no_copy_is_taken_from_a_scratch_that_others_can_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PRUNELLA_SCRATCH", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    cache = ObjectCache("s3://bucket", limit_bytes=250)
+    cache.file("a", "v1", lambda path: path.write_bytes(b"content") and None)
+    (tmp_path / f"prunella-{os.getuid()}").chmod(0o777)
+
+    with pytest.raises(ConfigError, match="one that others may write to"):
+        cache.file("a", "v1", lambda _: pytest.fail("it is there"))
 
 
 def test_a_copy_goes_with_its_object(store: S3Store, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from prunella.launch import engine
 from prunella.launch.handle import CONTAINER_VARIABLE, Handle
 from prunella.launch.images import WORKER, image_name, image_of
 from prunella.logs import PRINT_INTO_VARIABLE
-from prunella.scratch import scratch_base
+from prunella.scratch import make_folder, scratch_base
 
 if TYPE_CHECKING:
     from prunella.launch.door import Launch
@@ -125,7 +125,7 @@ def start(launch: "Launch") -> Container:
 def start_command(arguments: list[str], *, log: Path, writes: list[Path]) -> "ContainerProgram":
     """Start a command of ours that is no stage, in the worker's image. Raises as `start`."""
     name = f"prunella-{arguments[0]}-{os.getpid()}-{time.monotonic_ns():x}"
-    folders = _mounts([*writes, log.parent, scratch_base()], ())
+    folders = _mounts([*writes, log.parent, make_folder(scratch_base())], ())
     with _engine_errors(name):
         _engine().containers.prune(filters={"label": f"{LABEL}=command", "until": _FORGOTTEN_AFTER})
     environment = _passed_on(_FOR_TRACKING)
@@ -165,8 +165,7 @@ def _name(launch: "Launch") -> str:
 
 def _folders(root: str) -> list[Path]:
     """What a stage writes to: the root, where it is a folder, and scratch."""
-    base = scratch_base()
-    base.mkdir(parents=True, exist_ok=True, mode=0o700)
+    base = make_folder(scratch_base())
     return [base] if "://" in root else [Path(root).absolute(), base]
 
 

@@ -26,7 +26,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from prunella.errors import ConfigError, StorageFull, StorageUnavailable
-from prunella.scratch import scratch_base
+from prunella.scratch import make_folder, scratch_base
 from prunella.storage.parts import identity_of
 from prunella.storage.store import is_full
 
@@ -66,17 +66,19 @@ class ObjectCache:
             StorageFull: this machine has no room for it.
         """
         path = self._path(key, version)
-        if not _is_marked_used(path):
-            try:
-                self._fetch_once(path, fetch)
-            except OSError as error:
-                if not is_full(error):
-                    raise
-                raise StorageFull(
-                    f"{self._folder}: no room on this machine for a copy of object {key!r} ({error.strerror}); free space "
-                    "there, or set PRUNELLA_SCRATCH to a folder on a larger disk"
-                ) from error
-            self._shrink(spared=path)
+        try:
+            make_folder(path.parent)
+            if _is_marked_used(path):
+                return path
+            self._fetch_once(path, fetch)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise StorageFull(
+                f"{self._folder}: no room on this machine for a copy of object {key!r} ({error.strerror}); free space there, "
+                "or set PRUNELLA_SCRATCH to a folder on a larger disk"
+            ) from error
+        self._shrink(spared=path)
         return path
 
     def adopt(self, key: str, version: str, path: Path) -> None:
@@ -90,7 +92,9 @@ class ObjectCache:
             link_or_copy(path, copy)
             os.utime(copy, (unused_since, unused_since))
 
-        self._add(self._path(key, version), link)
+        copy = self._path(key, version)
+        make_folder(copy.parent)
+        self._add(copy, link)
         self._shrink()
 
     def drop(self, key: str) -> bool:
@@ -118,7 +122,6 @@ class ObjectCache:
         To share a failure rather than repeat it keeps a store's silence as short as it is for one process: those that wait
         do not try in turn.
         """
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock_path = path.with_name(f".{path.name}.lock")
         with lock_path.open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -136,7 +139,6 @@ class ObjectCache:
                     lock_path.unlink(missing_ok=True)
 
     def _add(self, path: Path, fetch: Callable[[Path], None]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         temporary = path.with_name(f".{uuid.uuid4().hex}")
         try:
             fetch(temporary)

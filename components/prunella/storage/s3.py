@@ -87,10 +87,10 @@ class S3Store:
         return Content(size_bytes=size_bytes, sha256=sha256.hexdigest())
 
     def _keep(self, key: str, version: str, path: Path) -> None:
-        """Spare this machine a download. What was put is put, so a scratch disk that has no room fails nothing."""
+        """Spare this machine a download. What was put is put, so a scratch disk without room, or none, fails nothing."""
         try:
             self._cache.adopt(key, version, path)
-        except OSError as error:
+        except (OSError, ConfigError) as error:
             logger.warning("copy_not_kept key=%s error=%s", key, error)
 
     def _put_whole(self, key: str, data: bytes) -> str:
