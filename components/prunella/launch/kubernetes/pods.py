@@ -12,7 +12,7 @@ from typing import Any
 from prunella.errors import ConfigError
 from prunella.launch.kubernetes.naming import IDENTITY, ClusterLaunch
 from prunella.launch.kubernetes.placement import cordon_tolerations, node_affinity
-from prunella.launch.kubernetes.settings import STORE_KEYS, STORE_SETTINGS, ClusterSettings
+from prunella.launch.kubernetes.settings import OPTIONAL_KEYS, STORE_KEYS, STORE_SETTINGS, ClusterSettings
 from prunella.records import GateNodeRequest
 
 Manifest = dict[str, Any]
@@ -68,8 +68,9 @@ def _store(launch: ClusterLaunch, settings: ClusterSettings) -> list[Manifest]:
     secret = {"name": settings.store_secret}
     config = {"name": settings.store_config, "optional": True}
     keys = STORE_KEYS if settings.store_secret else ()
+    absent = {key: {"optional": True} if key in OPTIONAL_KEYS else {} for key in keys}
     return [
-        *({"name": key, "valueFrom": {"secretKeyRef": {**secret, "key": key}}} for key in keys),
+        *({"name": key, "valueFrom": {"secretKeyRef": {**secret, "key": key, **absent[key]}}} for key in keys),
         *({"name": key, "valueFrom": {"configMapKeyRef": {**config, "key": key}}} for key in STORE_SETTINGS),
     ]
 

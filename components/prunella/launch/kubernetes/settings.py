@@ -18,9 +18,11 @@ from prunella.records import Stage
 
 #: Names the settings file where no option does.
 VARIABLE = "PRUNELLA_CLUSTER"
-#: Keys of the secret and of the config map that tell a pod how to reach the bucket: names of variables, there and here.
-STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-STORE_SETTINGS = ("AWS_REGION", "AWS_ENDPOINT_URL", "PRUNELLA_S3_STYLE")
+#: Keys of the secret and of the config map that tell a pod how to reach the bucket and how much of it to keep: names of
+#: variables, there and here. Those of the config map may be absent, and so may the one that only temporary keys have.
+STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+OPTIONAL_KEYS = ("AWS_SESSION_TOKEN",)
+STORE_SETTINGS = ("AWS_REGION", "AWS_ENDPOINT_URL", "PRUNELLA_S3_STYLE", "PRUNELLA_CACHE_BYTES")
 #: Kubernetes' form of a quantity, without exponents. Source: its reference of resource quantities, 2026-11.
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTPE]|[KMGTPE]i)?")
 #: Names of namespaces, accounts, secrets, claims and runtimes. Source: RFC 1123 labels.
@@ -72,8 +74,10 @@ class ClusterSettings:
             one that is not named. A node that has a tag never asks for it again: one that is pushed twice is two programs.
         service_account: whom pods of stages run as; it may do nothing.
         runtime: name of the TrainingRuntime behind every TrainJob.
-        store_secret: secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty where the nodes may reach the bucket.
-        store_config: config map with AWS_REGION, AWS_ENDPOINT_URL and PRUNELLA_S3_STYLE, each of which may be absent.
+        store_secret: secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for temporary keys, AWS_SESSION_TOKEN; empty
+            where the nodes may reach the bucket.
+        store_config: config map with AWS_REGION, AWS_ENDPOINT_URL, PRUNELLA_S3_STYLE and PRUNELLA_CACHE_BYTES, each of which
+            may be absent.
         claim: volume claim that holds a root which is a folder; empty where the root is a bucket.
         claim_path: where that claim is mounted; the root lies in it.
         device_resource: what an accelerator is called, such as nvidia.com/gpu; empty where there is none.

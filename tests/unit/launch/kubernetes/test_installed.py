@@ -140,7 +140,7 @@ def test_the_secret_that_pods_name_is_the_one_that_the_readme_has_you_make() -> 
         for entry in pod["spec"]["containers"][0]["env"]
         if "secretKeyRef" in entry.get("valueFrom", {})
     }
-    assert named == {("prunella-store", "AWS_ACCESS_KEY_ID"), ("prunella-store", "AWS_SECRET_ACCESS_KEY")}
+    assert named == {("prunella-store", f"AWS_{key}") for key in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN")}
     assert "create secret generic prunella-store" in readme
     assert all(f"`{key}=...`" in readme for _, key in named)
 

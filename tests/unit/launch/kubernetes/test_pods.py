@@ -6,7 +6,7 @@ import pytest
 
 from prunella.errors import ConfigError
 from prunella.launch.kubernetes.placement import CORDON_TAINT, HOST_LABEL
-from prunella.launch.kubernetes.pods import Manifest, pod
+from prunella.launch.kubernetes.pods import Manifest, environment, pod
 from prunella.launch.kubernetes.settings import ClusterSettings, Resources
 from prunella.records import Stage
 from unit.launch.kubernetes.examples import FOLDER, FOLDER_SETTINGS, SETTINGS, examples, launch
@@ -82,7 +82,7 @@ def test_credentials_are_references_and_never_values(monkeypatch: pytest.MonkeyP
     manifest = pod(launch(Stage.EVALUATION), SETTINGS)
 
     secrets = [entry for entry in container(manifest)["env"] if entry["name"].startswith("AWS_")]
-    assert len(secrets) == 4
+    assert len(secrets) == 5
     assert all("value" not in entry for entry in secrets)
     assert "sesame" not in str(manifest)
 
@@ -92,7 +92,15 @@ def test_how_the_store_is_reached_comes_from_the_config_map_each_word_of_which_m
 
     references = [entry.get("valueFrom", {}).get("configMapKeyRef") for entry in container(manifest)["env"]]
     found = {reference["key"]: reference["optional"] for reference in references if reference}
-    assert found == {"AWS_REGION": True, "AWS_ENDPOINT_URL": True, "PRUNELLA_S3_STYLE": True}
+    assert found == {"AWS_REGION": True, "AWS_ENDPOINT_URL": True, "PRUNELLA_S3_STYLE": True, "PRUNELLA_CACHE_BYTES": True}
+
+
+@pytest.mark.parametrize("stage", [Stage.EVALUATION, Stage.TRAINING_SEGMENT], ids=["Pod", "TrainJob"])
+def test_keys_come_from_the_secret_which_must_have_them_but_for_the_token_of_temporary_ones(stage: Stage) -> None:
+    references = [entry.get("valueFrom", {}).get("secretKeyRef") for entry in environment(launch(stage), SETTINGS)]
+
+    found = {reference["key"]: reference.get("optional", False) for reference in references if reference}
+    assert found == {"AWS_ACCESS_KEY_ID": False, "AWS_SECRET_ACCESS_KEY": False, "AWS_SESSION_TOKEN": True}
 
 
 def test_without_a_secret_the_nodes_themselves_may_reach_the_bucket() -> None:
