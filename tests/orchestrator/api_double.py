@@ -1,11 +1,14 @@
 """A stand-in for a cluster's API server over plain HTTP: pods and TrainJobs, as far as starting, watching and ending one goes,
 and nodes.
 
-It checks everything it is sent against the official schema, allows what the installed roles allow and nothing else, refuses a
-name that is taken and a change of a node that somebody changed meanwhile, and answers each look at a pod with the next state of
-a plan. It runs nothing and schedules nothing: what a real cluster would do with a pod is the plan of the test.
+It checks everything it is sent, query and options of a deletion too, against the official schema, allows what the installed
+roles allow in their namespace and API group and nothing else, refuses a name that is taken and a change of a node that somebody
+changed meanwhile, and answers each look at a pod with the next state of a plan. It runs nothing and schedules nothing: what a
+real cluster would do with a pod is the plan of the test. Of a query it is stricter than a real server, which passes over what
+it does not know.
 """
 
+import dataclasses
 import datetime
 import json
 import re
@@ -16,20 +19,33 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import yaml
 
-from orchestrator.schemas import kept_by_kubernetes, kept_by_trainer
+from orchestrator.schemas import kept_by_kubernetes, kept_by_trainer, parameters_of
 from unit.launch.kubernetes.installed import installed, one
 
 _PATH = re.compile(
-    r"(/api/v1/namespaces/[^/]+/(?P<kind>pods|events)|/api/v1/(?P<nodes>nodes)"
-    r"|/apis/trainer\.kubeflow\.org/v1alpha1/namespaces/[^/]+/(?P<jobs>trainjobs))"
+    r"(/api/v1|/apis/(?P<group>trainer\.kubeflow\.org)/v1alpha1)"
+    r"(/namespaces/(?P<namespace>[^/]+)/(?P<kind>pods|events|trainjobs)|/(?P<nodes>nodes))"
     r"(/(?P<name>[^/?]+))?(?P<log>/log)?(\?(?P<query>.*))?$"
 )
 #: Source: RFC 1123 labels, which a pod's host name is one of.
 _POD_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _METHODS = {"POST": "create", "DELETE": "delete", "PATCH": "patch", "GET": "get"}
+#: By which method of the client a request is made.
+_CALLS = {
+    ("create", "pods"): "create_namespaced_pod",
+    ("get", "pods"): "read_namespaced_pod",
+    ("delete", "pods"): "delete_namespaced_pod",
+    ("get", "pods/log"): "read_namespaced_pod_log",
+    ("get", "nodes"): "read_node",
+    ("patch", "nodes"): "patch_node",
+    ("create", "trainjobs"): "create_namespaced_custom_object",
+    ("get", "trainjobs"): "get_namespaced_custom_object",
+    ("delete", "trainjobs"): "delete_namespaced_custom_object",
+}
 
 
 def running() -> dict[str, Any]:
@@ -75,11 +91,37 @@ def _container(state: dict[str, Any]) -> dict[str, Any]:
     return {"name": "stage", "image": "i", "imageID": "i", "ready": True, "restartCount": 0, "state": state}
 
 
-def rights() -> dict[str, set[str]]:
-    """Resource to verbs, of the roles that are installed for Airflow's workers."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Right:
+    """One verb on one resource of an API group. Without a namespace it holds in all of them, and on what lies in none."""
+
+    verb: str
+    group: str
+    resource: str
+    namespace: str | None
+
+    def covers(self, asked: "Right") -> bool:
+        """Whether whoever has this right may do what is asked."""
+        return self == dataclasses.replace(asked, namespace=asked.namespace if self.namespace is not None else None)
+
+
+def rights() -> list[Right]:
+    """Those of the roles that are installed for Airflow's workers."""
     documents = installed("s3")
     roles = [one(documents, "Role", "prunella-orchestrator"), one(documents, "ClusterRole", "prunella-node-keeper")]
-    return {resource: set(rule["verbs"]) for role in roles for rule in role["rules"] for resource in rule["resources"]}
+    return [
+        Right(verb=verb, group=group, resource=resource, namespace=role["metadata"].get("namespace"))
+        for role in roles
+        for rule in role["rules"]
+        for verb in rule["verbs"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    ]
+
+
+def granted(*resources: str) -> set[tuple[str, str]]:
+    """(verb, resource) of every right on these resources: what `Cluster.asked` holds when all of them were used."""
+    return {(right.verb, right.resource) for right in rights() if right.resource in resources}
 
 
 @dataclass
@@ -154,15 +196,25 @@ class Cluster:
         match = _PATH.match(path)
         if match is None:
             return self._refuse(404, f"no such path: {path}")
-        verb, resource = _METHODS[method], (match["kind"] or match["nodes"] or match["jobs"]) + (match["log"] or "")
+        verb, resource = _METHODS[method], (match["kind"] or match["nodes"]) + (match["log"] or "")
         verb = "list" if verb == "get" and match["name"] is None else verb
         self.asked.append((verb, resource))
-        if verb not in rights().get(resource, set()):
-            return self._refuse(403, f"{verb} {resource} is not granted")
+        asked = Right(verb=verb, group=match["group"] or "", resource=resource, namespace=match["namespace"])
+        if not any(right.covers(asked) for right in rights()):
+            return self._refuse(403, f"{asked} is not granted")
+        query = dict(parse_qsl(match["query"] or "", keep_blank_values=True))
+        if unknown := query.keys() - parameters_of(_CALLS[verb, resource]):
+            return self._refuse(400, f"{verb} {resource} has no parameter {sorted(unknown)}")
+        if verb == "delete" and body:
+            if (options := _delete_options(body)) is None:
+                return self._refuse(400, "the options of the deletion have a field or a type that Kubernetes does not know")
+            query |= options
+        if verb == "create" and json.loads(body)["metadata"].get("namespace", match["namespace"]) != match["namespace"]:
+            return self._refuse(400, "the namespace of the object does not match the namespace of the request")
         if resource == "nodes":
             return self._node(verb, match["name"], body, content_type)
         if resource == "trainjobs":
-            return self._job(verb, match["name"], body, match["query"] or "")
+            return self._job(verb, match["name"], body, query.get("propagationPolicy"))
         if verb == "create":
             return self._create(json.loads(body))
         if match["name"] not in self.pods or self.blind:
@@ -204,14 +256,14 @@ class Cluster:
     def _delete(self, name: str) -> tuple[int, Any]:
         return 200, self.pods.pop(name)
 
-    def _job(self, verb: str, name: str, body: bytes, query: str) -> tuple[int, Any]:
+    def _job(self, verb: str, name: str, body: bytes, propagation: str | None) -> tuple[int, Any]:
         if verb == "create":
             return self._create_job(json.loads(body))
         if name not in self.jobs or self.blind:
             self.blind -= bool(self.blind)
             return 404, _status(404, "NotFound")
         if verb == "delete":
-            if "propagationPolicy=Foreground" not in query:
+            if propagation != "Foreground":
                 return self._refuse(422, "in the background the TrainJob would be gone before its pods have saved")
             self.jobs[name]["metadata"]["deletionTimestamp"] = "2026-11-21T09:00:00Z"
             return 200, self.jobs[name]
@@ -272,6 +324,17 @@ class Cluster:
     def _refuse(self, code: int, why: str) -> tuple[int, Any]:
         self.refused.append(why)
         return code, _status(code, why)
+
+
+def _delete_options(body: bytes) -> dict[str, Any] | None:
+    """What the body of a deletion asks for; None where the official model does not keep all of it."""
+    options = {"apiVersion": "v1", "kind": "DeleteOptions", **json.loads(body)}
+    if (options["apiVersion"], options["kind"]) != ("v1", "DeleteOptions"):
+        return None
+    try:
+        return options if kept_by_kubernetes(options) == options else None
+    except ValueError:  # a number that is none
+        return None
 
 
 def merged(found: Any, patch: Any) -> Any:

@@ -5,7 +5,9 @@ refuses or turns into another value. So a document that comes back as it was has
 Rules that servers check beyond the schema (cross-field rules, quotas, webhooks) are not in these models.
 """
 
+import inspect
 import json
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,6 +39,7 @@ def _content_type(client: Any) -> tuple[str, ...]:
 
 _MODELS = {
     ("v1", "Pod"): "V1Pod",
+    ("v1", "DeleteOptions"): "V1DeleteOptions",
     ("v1", "Node"): "V1Node",
     ("v1", "Namespace"): "V1Namespace",
     ("v1", "ServiceAccount"): "V1ServiceAccount",
@@ -61,3 +64,15 @@ def kept(document: dict[str, Any]) -> dict[str, Any]:
     """The document as the official model keeps it."""
     is_trainers = document["apiVersion"].startswith("trainer.kubeflow.org/")
     return kept_by_trainer(document) if is_trainers else kept_by_kubernetes(document)
+
+
+def parameters_of(method: str) -> set[str]:
+    """What may stand in the query of a request, by the name of the method that the Kubernetes client makes it with.
+
+    The client is generated from the official schema, and names them only where it sends them.
+    """
+    api = "CustomObjectsApi" if method.endswith("_custom_object") else "CoreV1Api"
+    source = inspect.getsource(getattr(getattr(kubernetes_client, api), f"{method}_with_http_info"))
+    found = set(re.findall(r"query_params\.append\(\('(\w+)'", source))
+    assert "query_params" in source, "teach this function how this client names parameters"
+    return found

@@ -18,7 +18,7 @@ from orchestrator.api_double import (
     evicted,
     evicted_while_created,
     evicted_while_running,
-    rights,
+    granted,
     running,
     serving,
 )
@@ -383,7 +383,6 @@ def test_the_installed_role_grants_what_the_operator_asks_for_and_no_more(
 
     task.on_kill()
 
-    granted = {(verb, resource) for resource, verbs in rights().items() for verb in verbs if resource.startswith("pods")}
-    assert set(cluster.asked) == granted
+    assert set(cluster.asked) == granted("pods", "pods/log")
     assert cluster.refused == []
     assert cluster.pods == {}

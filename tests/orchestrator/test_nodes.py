@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.api_double import Cluster, rights, serving
+from orchestrator.api_double import Cluster, granted, serving
 from orchestrator.schemas import kept_by_kubernetes
 from prunella.__main__ import main
 from prunella.errors import ConfigError, PrunellaError
@@ -232,7 +232,7 @@ def test_without_a_cluster_the_error_says_how_to_name_one(root: str, tmp_path: P
 def test_showing_nodes_asks_for_what_the_role_grants_and_no_more(show: Show, cluster: Cluster) -> None:
     show()
 
-    assert set(cluster.asked) == {(verb, "nodes") for verb in rights()["nodes"]}
+    assert set(cluster.asked) == granted("nodes")
     assert cluster.refused == []
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.api_double import GONE, Cluster, job_status, rights, serving
+from orchestrator.api_double import GONE, Cluster, granted, job_status, serving
 from orchestrator.schemas import trainer_models
 from prunella.config import CheckpointConfig, Config
 from prunella.errors import ConfigError, PrunellaError
@@ -441,5 +441,5 @@ def test_the_installed_role_grants_what_a_train_job_takes_and_no_more(admitted: 
     with pytest.raises(KeyboardInterrupt):
         train(admitted)
 
-    assert set(cluster.asked) == {(verb, "trainjobs") for verb in rights()["trainjobs"]}
+    assert set(cluster.asked) == granted("trainjobs")
     assert cluster.refused == []
