@@ -19,6 +19,8 @@ from datetime import timedelta
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import DAG, Param, task
 
+from prunella.orchestration.masking import mask_secrets
+
 with DAG(
     dag_id="advance_experiments",
     description="Triggers the next segment of each experiment that is due",
@@ -32,7 +34,7 @@ with DAG(
     doc_md=__doc__,
     tags=["prunella"],
     # The first tick may come before the API server listens; looking again and triggering the same id again are harmless.
-    default_args={"owner": "prunella", "retries": 2, "retry_delay": timedelta(seconds=5)},
+    default_args={"owner": "prunella", "pre_execute": mask_secrets, "retries": 2, "retry_delay": timedelta(seconds=5)},
 ) as dag:
 
     @task

@@ -39,6 +39,7 @@ from prunella.orchestration import airflow_operators as steps
 from prunella.orchestration import graph
 from prunella.orchestration.graph import Step
 from prunella.orchestration.leaving import leave
+from prunella.orchestration.masking import mask_secrets
 from prunella.orchestration.notifier import ASKED, Alert
 from prunella.orchestration.scheduling import on_all_nodes, on_one_node, segment_deadline
 from prunella.records import Action
@@ -110,6 +111,7 @@ with DAG(
         "retries": 5,
         "retry_delay": timedelta(seconds=2),
         "owner": "prunella",
+        "pre_execute": mask_secrets,
         "on_retry_callback": leave,
         "on_failure_callback": leave,
     },

@@ -17,6 +17,8 @@ import os
 
 from airflow.sdk import DAG, Param, task
 
+from prunella.orchestration.masking import mask_secrets
+
 with DAG(
     dag_id="promote_checkpoint",
     description="Promotes a checkpoint that a person accepts although it fell behind",
@@ -38,7 +40,7 @@ with DAG(
     },
     doc_md=__doc__,
     tags=["prunella"],
-    default_args={"owner": "prunella"},
+    default_args={"owner": "prunella", "pre_execute": mask_secrets},
 ) as dag:
 
     @task

@@ -20,6 +20,7 @@ from datetime import timedelta
 from airflow.sdk import DAG, Param, task
 
 from prunella.launch import door
+from prunella.orchestration.masking import mask_secrets
 
 with DAG(
     dag_id="sweep_fleet",
@@ -36,7 +37,7 @@ with DAG(
     },
     doc_md=__doc__,
     tags=["prunella"],
-    default_args={"owner": "prunella"},
+    default_args={"owner": "prunella", "pre_execute": mask_secrets},
 ) as dag:
     # The first tick may come before the API server listens; a second try finds the requests of the first.
     @task(retries=2, retry_delay=timedelta(seconds=5))

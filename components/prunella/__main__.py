@@ -4,6 +4,7 @@ import sys
 
 from prunella import logs
 from prunella.errors import PrunellaError
+from prunella.redaction import redacted
 
 EXIT_ERROR = 2
 
@@ -16,7 +17,7 @@ def main() -> None:
     try:
         app()
     except PrunellaError as error:
-        print(f"prunella: {error}", file=sys.stderr)
+        print(redacted(f"prunella: {error}"), file=sys.stderr)
         sys.exit(EXIT_ERROR)
 
 

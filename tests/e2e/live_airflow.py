@@ -55,13 +55,18 @@ class LiveAirflow:
 
 @contextmanager
 def live_airflow(
-    folder: Path, *, with_mlflow: bool = False, schedulers: int = 1, python: str = sys.executable
+    folder: Path,
+    *,
+    with_mlflow: bool = False,
+    schedulers: int = 1,
+    python: str = sys.executable,
+    root: str | None = None,
 ) -> Iterator[LiveAirflow]:
-    """Airflow up and ready; everything it started is gone afterwards."""
+    """Airflow up and ready; everything it started is gone afterwards. `root` is a bucket; a folder of its own by default."""
     inherited = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("AIRFLOW")}
     scratch = os.environ.get("PRUNELLA_SCRATCH")
     os.environ["PRUNELLA_SCRATCH"] = str(folder / "scratch")
-    found = live.settings_for(folder, with_mlflow=with_mlflow)
+    found = live.settings_for(folder, with_mlflow=with_mlflow, root=root)
     settings = dataclasses.replace(found, schedulers=schedulers, python=python)
     try:
         with live.start(settings) as supervisor:

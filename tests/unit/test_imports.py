@@ -27,6 +27,7 @@ LAYERS: list[set[str]] = [
         "config_text",
         "recipes",
         "logs",
+        "redaction",
         "scratch",
         "startup",
         "node_processes",

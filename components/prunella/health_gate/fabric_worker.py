@@ -18,6 +18,7 @@ import torch.distributed as dist
 from prunella.health_gate.fabric_exchanges import EXCHANGES
 from prunella.health_gate.fabric_report import RankReport, arrive, beat, write_report
 from prunella.node_processes import own_device
+from prunella.redaction import redacted
 
 #: Time between heartbeats. Own choice 2026-11: the stage waits ten of them before it calls a rank silent.
 BEAT_S = 0.2
@@ -37,7 +38,7 @@ def main(folder: Path, timeout_s: float) -> int:
             report = replace(report, steps=(*report.steps, exchange(rank, world_size, device)))
             write_report(folder, report)
     except RuntimeError as error:  # what torch.distributed raises for every lost peer, time-out and broken link
-        write_report(folder, replace(report, error=f"{type(error).__name__}: {error}"))
+        write_report(folder, replace(report, error=redacted(f"{type(error).__name__}: {error}")))
         return 1
     write_report(folder, replace(report, is_finished=True))
     dist.destroy_process_group()

@@ -24,6 +24,7 @@ from prunella.orchestration.publishing import publish_apart
 from prunella.orchestration.stages import NotReached
 from prunella.orchestration.submit import Submission, find_experiment, open_experiment
 from prunella.records import Outcome, SegmentClosed
+from prunella.redaction import redacted
 
 CLAIM = "claim"
 FAILURE = "failure"
@@ -117,7 +118,7 @@ class SegmentStep(BaseOperator, SkipMixin):
     def close_early(self, context: Any, failed: StepFailed) -> None:
         """Skip everything but the close, which reports the failure. Ends the task."""
         self.log.error("%s", failed)
-        context["ti"].xcom_push(key=FAILURE, value={"message": str(failed), "cause": failed.cause.value})
+        context["ti"].xcom_push(key=FAILURE, value={"message": redacted(str(failed)), "cause": failed.cause.value})
         spared = (graph.Step.PREPARE_DATA, graph.Step.CLOSE_SEGMENT, graph.Step.CONTINUE_EXPERIMENT, self.task_id)
         self.skip(context["ti"], [task for task in self.dag.tasks if task.task_id not in spared])
 

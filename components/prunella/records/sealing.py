@@ -13,6 +13,7 @@ from prunella.codec import canonical_json, decode, encode
 from prunella.errors import ConfigError, DigestMismatch, SchemaTooNew
 from prunella.records.answers import FailedRecord, StageRecord
 from prunella.records.parts import Record
+from prunella.redaction import redacted_words
 
 R = TypeVar("R", bound=Record)
 S = TypeVar("S", bound=StageRecord)
@@ -48,9 +49,9 @@ def unseal(data: bytes, where: str) -> bytes:
 
 
 def to_bytes(record: Record) -> bytes:
-    """The sealed bytes of a record."""
+    """The sealed bytes of a record, with no secret of the environment in its words."""
     kind = type(record)
-    return seal(canonical_json({"schema": f"{kind.KIND}/{kind.VERSION}", **encode(record)}) + b"\n")
+    return seal(canonical_json({"schema": f"{kind.KIND}/{kind.VERSION}", **redacted_words(encode(record))}) + b"\n")
 
 
 def from_bytes(expected: type[R], data: bytes, where: str) -> R:

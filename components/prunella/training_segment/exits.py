@@ -11,6 +11,7 @@ from pathlib import Path
 from prunella import codec
 from prunella.errors import ConfigError
 from prunella.records import Failure, Outage
+from prunella.redaction import redacted_words
 from prunella.scratch import write_atomically
 from prunella.training_segment.failures import classify, is_peer_loss
 from prunella.training_segment.heartbeat import Pulse
@@ -65,7 +66,7 @@ def write_note(folder: Path, pulse: Pulse, ending: Ending, *, rank: int, node: s
         outages=tuple(ending.outages),
         warnings=tuple(ending.warnings),
     )
-    write_atomically(note_path(folder, rank), json.dumps(codec.encode(note)))
+    write_atomically(note_path(folder, rank), json.dumps(redacted_words(codec.encode(note))))
     return note
 
 

@@ -17,7 +17,7 @@ from prunella.training_segment.exits import Ending, write_note
 from prunella.training_segment.heartbeat import Phase, Pulse
 from prunella.training_segment.job import Job, read_job
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prunella.training_segment.worker")  # its own name is `__main__`, which nobody formats
 
 _INIT_PID = 1
 

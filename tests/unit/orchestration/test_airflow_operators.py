@@ -202,3 +202,15 @@ def test_what_failed_before_the_attempts_reaches_the_close_with_its_cause(tmp_pa
     assert nothing is None
     assert found is not None
     assert (str(found), found.cause) == ("no pod sees the corpus", Cause.CONFIG_ERROR)
+
+
+def test_what_travels_by_xcom_holds_no_secret_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "hunter2-in-the-environment")
+    pushed: list[Any] = []
+    failing = SimpleNamespace(xcom_push=lambda *, key, value: pushed.append((key, value)))
+    with DAG(dag_id="of_one_task", schedule=None):
+        step = OpenSegment(task_id="open_segment")
+
+    step.close_early({"ti": failing}, StepFailed(None, "refused: hunter2-in-the-environment", Cause.STORAGE_UNAVAILABLE))
+
+    assert pushed == [("failure", {"message": "refused: ***", "cause": "storage_unavailable"})]

@@ -56,6 +56,15 @@ def test_every_task_belongs_to_prunella_on_airflows_pages(bag: Any) -> None:
     assert {task.owner for dag in bag.dags.values() for task in dag.tasks} == {"prunella"}
 
 
+def test_every_task_has_airflow_mask_the_secrets_of_its_environment_before_it_runs(bag: Any) -> None:
+    from prunella.orchestration.masking import mask_secrets
+
+    tasks = [task for dag in bag.dags.values() for task in dag.tasks]
+
+    hooks = {task.partial_kwargs["pre_execute"] if task.is_mapped else task._pre_execute_hook for task in tasks}
+    assert hooks == {mask_secrets}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_defaults_of_a_form_are_valid(bag: Any, name: str) -> None:
     bag.dags[name].params.validate()
