@@ -1,5 +1,6 @@
 """A real Airflow: it schedules segments by itself, heals a killed rank, mirrors to MLflow, and asks a person."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from prunella.orchestration.notifier import WEBHOOK
 from prunella.orchestration.progress import incidents
 from prunella.orchestration.publishing import published
 from unit.orchestration.mailbox import Mailbox
+from waiting import wait_until
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -30,7 +32,7 @@ def mailbox() -> Iterator[Mailbox]:
 def airflow(tmp_path_factory: pytest.TempPathFactory, mailbox: Mailbox) -> Iterator[LiveAirflow]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv(WEBHOOK, mailbox.address)
-        with live_airflow(tmp_path_factory.mktemp("live")) as airflow:
+        with live_airflow(tmp_path_factory.mktemp("live"), with_mlflow=True) as airflow:
             yield airflow
 
 
@@ -51,21 +53,29 @@ def test_continuous_experiment_runs_to_its_end_by_itself_and_heals_a_killed_rank
 
 
 def test_pages_listen_on_this_machine_only(airflow: LiveAirflow) -> None:
-    services = [psutil.Process(pid) for pid in airflow.supervisor.pids.values()]
-    processes = [process for service in services for process in (service, *service.children(recursive=True))]
+    wait_until(lambda: {"api-server", "mlflow"} <= addresses(airflow).keys(), "both have pages")
 
-    addresses = {address for process in processes for address in listens_on(process)}
+    listening = addresses(airflow)
 
-    assert addresses == {"127.0.0.1"}
+    assert set().union(*listening.values()) == {"127.0.0.1"}, listening
 
 
-def listens_on(process: psutil.Process) -> set[str]:
-    """The addresses that a process listens on; none where it has ended since it was listed."""
-    try:
-        sockets = process.net_connections("inet")
-    except psutil.NoSuchProcess:
-        return set()
-    return {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
+def addresses(airflow: LiveAirflow) -> dict[str, set[str]]:
+    """Where the services listen that do, with all their processes, by name."""
+    found = {name: listens_on(pid) for name, pid in airflow.supervisor.pids.items()}
+    return {name: listening for name, listening in found.items() if listening}
+
+
+def listens_on(pid: int) -> set[str]:
+    """The addresses that a process and its descendants listen on; none of those that have ended since they were listed."""
+    found = set()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        service = psutil.Process(pid)
+        for process in (service, *service.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                sockets = process.net_connections("inet")
+                found |= {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
+    return found
 
 
 @pytest.mark.slow
