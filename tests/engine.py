@@ -1,9 +1,12 @@
 """A real container engine for tests, with our images in it: Docker's where it answers, else podman's own service."""
 
+import io
 import os
 import shutil
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -11,6 +14,10 @@ from prunella.errors import ConfigError
 from prunella.launch import container
 from prunella.launch.engine import container_engine
 from prunella.launch.images import image_name
+
+#: Text that a person or a build wrote is smaller.
+SMALL_BYTES = 1 << 18
+_READ_BYTES = 1 << 20
 
 
 @contextmanager
@@ -34,10 +41,49 @@ def engine_with(*images: str) -> Iterator[None]:
         os.environ.pop("PRUNELLA_LAUNCH") if before is None else os.environ.update({"PRUNELLA_LAUNCH": before})
 
 
-def in_image(image: str, *command: str) -> str:
-    """What a command prints inside an image."""
+def in_image(image: str, *command: str, environment: dict[str, str] | None = None) -> str:
+    """What a command prints inside an image. Raises docker's ContainerError where it fails."""
     import docker
 
-    settings = {"remove": True, "network_mode": "host", **container._closed()}
+    settings = {"remove": True, "network_mode": "host", "environment": environment, **container._closed()}
     output: bytes = docker.from_env().containers.run(image_name(image), list(command), **settings)
     return output.decode()
+
+
+@contextmanager
+def unstarted(image: str) -> Iterator[Any]:
+    """A container that never runs: the engine reads and writes its files, whoever may. It is gone afterwards."""
+    import docker
+
+    made = docker.from_env().containers.create(image_name(image), ["true"])
+    try:
+        yield made
+    finally:
+        made.remove()
+
+
+def files_in(made: Any) -> Iterator[tuple[str, bytes]]:
+    """Every file, folder and link of a container, by path; with its bytes, where it is a file of no more than SMALL_BYTES."""
+    stream = io.BufferedReader(_Chunks(made.export()), buffer_size=_READ_BYTES)
+    with tarfile.open(fileobj=stream, mode="r|", bufsize=_READ_BYTES) as archive:
+        for member in archive:
+            content = archive.extractfile(member) if member.isfile() and member.size <= SMALL_BYTES else None
+            yield "/" + member.name.removeprefix("./").rstrip("/"), content.read() if content is not None else b""
+
+
+class _Chunks(io.RawIOBase):
+    """Pieces that arrive one after another, as one file."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._rest = self._rest or memoryview(next(self._pieces, b""))
+        given = self._rest[: len(buffer)]
+        buffer[: len(given)] = given
+        self._rest = self._rest[len(given) :]
+        return len(given)
