@@ -7,8 +7,8 @@ start or to kill, and which files the host shares. So the stage watches its own 
 is a network. Nobody outlives the call: a guest whose host is gone kills what it started, and to a host whose guest is gone
 everything there has ended.
 
-Host and guest prove to each other that they know the request and, where the store has one, its secret key; after that the
-line is not encrypted. What goes over it is JSON, and a file's name is matched against what was agreed.
+Host and guest prove to each other that they know the request and, where they are given one, the store's secret key; after that
+the line is not encrypted. What goes over it is JSON, and a file's name is matched against what was agreed.
 """
 
 import os

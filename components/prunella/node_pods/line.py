@@ -37,7 +37,11 @@ class Shared:
 
 
 def secret_of(request: bytes) -> bytes:
-    """What only pods of this request know: it lies in the store, and the store's key is not in it."""
+    """What only pods of this request know: it lies in the store, and the store's key is not in it.
+
+    Pods that are given no key (the root is in a volume, or the nodes have an identity of their own) know the request alone:
+    whoever has read that is believed, and only the network policy keeps others from calling.
+    """
     return hmac.digest(os.environ.get("AWS_SECRET_ACCESS_KEY", "").encode(), request, "sha256")
 
 
