@@ -5,7 +5,8 @@ Prepares the data (once an experiment), then climbs a ladder of attempts: gate e
 train, validate the checkpoint, judge. The verdict takes one branch: **accept** goes on to evaluation and promotion; a
 recovery (`retry_same_nodes`, `replace_node`, `roll_back`, `roll_back_and_skip`) opens the next attempt from the newest
 checkpoint that passes; **ask** waits for a person on the *Required actions* page; **stop** closes. `close_segment` always
-runs, writes the outcome to the ledger, mirrors everything to MLflow, and is red when the segment failed.
+runs, writes the outcome to the ledger, mirrors everything to MLflow, and is red when the segment failed. It is skipped
+where another run of the segment took over: that one closes it, and nobody is paged.
 
 ## What pages a person
 The DAG run fails (`close_segment` is red): its log has the cause and the next step. `ask` waits, an hour at most, then

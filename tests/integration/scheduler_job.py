@@ -1,12 +1,14 @@
 """Airflow's own scheduling code on a database of its own, without its daemon: prints what it decided as JSON.
 
 Run by test_scheduler.py in an environment that names a migrated Airflow home. `scheduler_job.py nodes` says who may work on
-nodes and what comes of a missed deadline; `scheduler_job.py advance ROOT` what `advance_experiments` triggers.
+nodes and what comes of a missed deadline; `scheduler_job.py advance ROOT` what `advance_experiments` triggers;
+`scheduler_job.py close ROOT RUN_ID` how a segment's run ends whose attempts are in the ledger.
 """
 
 import asyncio
 import importlib.util
 import json
+import re
 import sys
 from typing import Any
 
@@ -149,15 +151,28 @@ def _let_go(run_id: str, session: Session) -> None:
 
 
 def _runs_after_advancing(root: str, session: Session) -> list[str]:
-    spec = importlib.util.spec_from_file_location("advance_under_test", dags_folder() / "advance_experiments.py")
+    tick = dag_of("advance_experiments").test(run_conf={"root": root})
+    assert str(tick.state) == "success", tick.state
+    session.expire_all()
+    return sorted(session.scalars(select(DagRun.run_id).filter_by(dag_id=DAG_ID)))
+
+
+def close(root: str, run_id: str, session: Session) -> dict[str, Any]:
+    """How a segment's DAG run ends, and its last two tasks. Those that climb the ladder are taken for done."""
+    conf = {"root": root, "experiment": run_id.partition("__")[0], "continues": True, "run_id": run_id}
+    run = dag_of(DAG_ID).test(logical_date=None, run_conf=conf, mark_success_pattern=re.compile("attempt_|evaluate|promote"))
+    ends = {ti.task_id: str(ti.state) for ti in run.get_task_instances(session=session)}
+    return {"run": str(run.state)} | {name: ends[name] for name in ("close_segment", "continue_experiment")}
+
+
+def dag_of(name: str) -> Any:
+    """The DAG of a file, as a worker has it."""
+    spec = importlib.util.spec_from_file_location(f"{name}_under_test", dags_folder() / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    tick = module.dag.test(run_conf={"root": root})
-    assert str(tick.state) == "success", tick.state
-    session.expire_all()
-    return sorted(session.scalars(select(DagRun.run_id).filter_by(dag_id=DAG_ID)))
+    return module.dag
 
 
 def nodes(session: Session) -> dict[str, Any]:
@@ -171,8 +186,9 @@ def nodes(session: Session) -> dict[str, Any]:
 
 
 def main() -> None:
+    what, *arguments = sys.argv[1:]
     with create_session() as session:
-        found = advance(sys.argv[2], session) if sys.argv[1] == "advance" else nodes(session)
+        found = {"nodes": nodes, "advance": advance, "close": close}[what](*arguments, session=session)
     print("FOUND " + json.dumps(found))
 
 

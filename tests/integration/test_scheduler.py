@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from prunella.errors import Cause
 from prunella.orchestration import airflow_home
 from prunella.orchestration.notifier import WEBHOOK
 from prunella.orchestration.scheduling import DEADLINE_S, NODE_POOL, POOL_SLOTS
+from prunella.records import Action
 from unit.orchestration.mailbox import Mailbox
-from unit.orchestration.story import CONFIG, Story
+from unit.orchestration.story import CONFIG, Story, incident
 
 JOB = Path(__file__).with_name("scheduler_job.py")
 
@@ -134,6 +136,31 @@ def test_a_quiet_run_is_taken_up_again_only_once_airflow_has_let_it_go(cache: Pa
         "on its way": [first, second],
         "took nothing up": [first, second, f"{second}-1"],
     }
+
+
+@pytest.mark.parametrize(
+    ("cause", "run", "close", "following", "occasions"),
+    [
+        (Cause.FENCED, "success", "skipped", "skipped", []),
+        (Cause.PROCESS_CRASH, "failed", "failed", "upstream_failed", ["failed"]),
+    ],
+)
+def test_a_run_that_another_took_over_is_not_red_and_pages_nobody(
+    cache: Path, tmp_path: Path, cause: Cause, run: str, close: str, following: str, occasions: list[str]
+) -> None:
+    story = Story(root=str(tmp_path / "root")).begin()
+    opened = story.open_run()
+    story.prepare_data(of=opened)
+    story.decide(story.open_attempt(opened), Action.STOP, incidents=(incident(cause, Action.STOP),))
+    airflow_home.prepare(tmp_path / "home")
+    mailbox = Mailbox()
+
+    settings = {WEBHOOK: mailbox.address, "PRUNELLA_PYTHON": "true"}  # publishes nothing
+    found = answer_of(tmp_path / "home", [str(JOB), "close", story.root, opened.run_id], **settings)
+    mailbox.server.shutdown()
+
+    assert found == {"run": run, "close_segment": close, "continue_experiment": following}
+    assert [letter["occasion"] for letter in mailbox.letters] == occasions
 
 
 def test_run_without_a_scheduler_leaves_slots_and_deadline_out(cache: Path, tmp_path: Path) -> None:

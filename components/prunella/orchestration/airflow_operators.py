@@ -15,7 +15,16 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from prunella.errors import Cause, ConfigError
 from prunella.launch.handle import Handle
 from prunella.orchestration import closing, graph, judging, lineage, opening, stages
-from prunella.orchestration.claim import SegmentRun, claim, continuation, last_run, next_segment, read_claim, run_id_for
+from prunella.orchestration.claim import (
+    SegmentRun,
+    claim,
+    continuation,
+    is_fenced,
+    last_run,
+    next_segment,
+    read_claim,
+    run_id_for,
+)
 from prunella.orchestration.leaving import may_leave
 from prunella.orchestration.lineage import Lineage, in_openlineage
 from prunella.orchestration.notifier import WAITING, Alert
@@ -256,7 +265,8 @@ class Promote(SegmentStep):
 
 
 class CloseSegment(SegmentStep):
-    """Always runs: writes the outcome, mirrors to MLflow, fails the DAG run on a bad outcome."""
+    """Always runs: writes the outcome, mirrors to MLflow, fails the DAG run on a bad outcome. Ends skipped, and nobody is told,
+    where another run of the segment took over."""
 
     ui_color = "#d9e2f3"
     operator_extra_links = (MlflowLink(), ReportLink())
@@ -264,7 +274,7 @@ class CloseSegment(SegmentStep):
     report_url = ""
 
     def translated(self, context: Any) -> Any:
-        """Never skipped: a run that opened nothing is red."""
+        """A run that opened nothing is red."""
         try:
             run = self.run_of(context)
         except NotReached as nothing:
@@ -276,6 +286,8 @@ class CloseSegment(SegmentStep):
         ledger = run.ledger()
         publish_apart(ledger, is_awaited=closing.lacks_links(ledger) or not closing.may_continue(ledger, close))
         self.mlflow_url, self.report_url = closing.links(run)
+        if is_fenced(ledger, run.segment, run.run_index):
+            raise AirflowSkipException(f"segment {close.segment}: another run of it took over; {close.message}")
         if close.outcome is Outcome.FAILED and not run.is_unattended:
             raise AirflowFailException(f"segment {close.segment}: {close.message}")
         self.tell(run, close, context)
@@ -290,7 +302,7 @@ class CloseSegment(SegmentStep):
 
     def tell(self, run: SegmentRun, close: SegmentClosed, context: Any) -> None:
         """People, of what no red task tells them."""
-        if close.outcome is Outcome.FAILED and not closing.is_fenced(run):
+        if close.outcome is Outcome.FAILED:
             Alert()(context)  # unattended: the command says the rest in one line; a red task would print a traceback instead
         if closing.is_on_hold(run.ledger(), close):
             Alert(WAITING)(context)

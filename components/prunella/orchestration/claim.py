@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunella import codec
-from prunella.errors import ConfigError, KeyExists
+from prunella.errors import Cause, ConfigError, KeyExists
 from prunella.ledger import Ledger, open_ledger
 from prunella.records import AttemptOpened, SegmentOpened, Stage
 
@@ -61,9 +61,19 @@ def next_segment(ledger: Ledger) -> int | None:
 
 
 def last_run(ledger: Ledger, segment: int) -> SegmentOpened | None:
-    """The newest run of a segment, or of the one before it where it has none; None when neither has."""
+    """The run that has the say in what comes next: the newest of a segment, or of the one before it where it has none; None
+    when neither has. One that was fenced has none; whoever took its token has, and may be the older of the two."""
     runs = ledger.runs(segment) or (ledger.runs(segment - 1) if segment else [])
-    return runs[-1] if runs else None
+    standing = [run for run in runs if not is_fenced(ledger, run.segment, run.run_index)]
+    newest = (standing or runs)[-1:]
+    return newest[0] if newest else None
+
+
+def is_fenced(ledger: Ledger, segment: int, run_index: int) -> bool:
+    """Whether a run ended because another took over. That is no failure of the experiment: nobody needs to be paged."""
+    attempts = [attempt for attempt in ledger.attempts(segment) if attempt.run_index == run_index]
+    decision = ledger.decision(segment, attempts[-1].attempt) if attempts else None
+    return decision is not None and any(incident.diagnosis.cause is Cause.FENCED for incident in decision.incidents)
 
 
 def run_id_for(ledger: Ledger, segment: int, *, unclaimed: int = 0) -> str:

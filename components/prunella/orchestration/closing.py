@@ -254,14 +254,6 @@ def is_reopenable(ledger: Ledger, close: SegmentClosed) -> bool:
     return decision is None or decision.action not in (Action.STOP, Action.ASK)
 
 
-def is_fenced(run: SegmentRun) -> bool:
-    """Whether the run ended because another took over. That is no failure of the experiment: nobody needs to be paged."""
-    ledger = run.ledger()
-    attempt = run.last_attempt(ledger)
-    decision = ledger.decision(run.segment, attempt.attempt) if attempt is not None else None
-    return decision is not None and any(incident.diagnosis.cause is Cause.FENCED for incident in decision.incidents)
-
-
 def lacks_links(ledger: Ledger) -> bool:
     """Whether nothing is published yet that `links` could lead to. Airflow keeps for good what they are when the task ends."""
     return bool(os.environ.get("PRUNELLA_MLFLOW_UI")) and published(ledger) is None

@@ -20,7 +20,7 @@ from prunella.errors import StorageError
 from prunella.launch.engine import container_engine
 from prunella.ledger import Ledger
 from prunella.orchestration import airflow_home, closing, scheduling
-from prunella.orchestration.claim import claim, claim_key, continuation, next_segment, read_claim, run_id_for
+from prunella.orchestration.claim import claim, continuation, is_fenced, next_segment, run_id_for
 from prunella.orchestration.leaving import Leave, listen
 from prunella.orchestration.submit import Submission, open_experiment
 from prunella.records import Outcome, SegmentClosed
@@ -106,8 +106,7 @@ def _next_step(ledger: Ledger, close: SegmentClosed) -> str:
         )
     if close.outcome is Outcome.STOPPED:
         return f"`prunella resume {named}` takes the stop back"
-    run = read_claim(ledger.store.root, claim_key(ledger, close.segment, close.run_index), is_unattended=True)
-    if closing.is_fenced(run):
+    if is_fenced(ledger, close.segment, close.run_index):
         return f"`prunella status {named}` says how far the other is"
     return "once that is mended, the same command goes on"
 

@@ -9,6 +9,7 @@ from prunella.errors import Cause, ConfigError
 from prunella.launch.handle import register
 from prunella.orchestration import closing
 from prunella.orchestration.advance import DEAD_AFTER_S, RunState, due_runs, is_due, next_cron_ns
+from prunella.orchestration.claim import SegmentRun
 from prunella.orchestration.graph import ASK_TIMEOUT_S
 from prunella.records import Action, Outcome, Stage
 from prunella.scratch import attempt_scratch, run_scratch
@@ -133,6 +134,34 @@ def test_a_segment_that_only_ran_out_of_rungs_is_taken_up_again(story: Story) ->
     story.close(run, Outcome.FAILED)
 
     assert [due["trigger_run_id"] for due in due_runs(story.root, now_ns=NOW)] == ["demo__seg-0000__r1"]
+
+
+def fenced_newer_run(story: Story) -> SegmentRun:
+    """Run 0 of segment 0, which took the token from run 1 that somebody had started beside it."""
+    older, newer = story.open_run(0), story.open_run(0, 1)
+    lost = incident(Cause.FENCED, Action.STOP)
+    story.decide(story.open_attempt(newer, 0), Action.STOP, incidents=(lost,))
+    story.open_attempt(older, 1)
+    story.close(newer, Outcome.FAILED)
+    return older
+
+
+def test_while_a_run_that_fenced_a_newer_one_is_at_work_nothing_is_started_beside_it(story: Story) -> None:
+    fenced_newer_run(story)
+
+    assert not is_due(story.ledger, NOW)
+
+
+def test_an_experiment_goes_on_after_a_run_that_fenced_a_newer_one(story: Story) -> None:
+    story.close(fenced_newer_run(story), Outcome.ACCEPTED, attempt=1)
+
+    assert [due["trigger_run_id"] for due in due_runs(story.root, now_ns=NOW)] == ["demo__seg-0001__r0"]
+
+
+def test_a_run_that_fenced_a_newer_one_and_died_is_taken_up_under_an_id_that_nobody_has(story: Story) -> None:
+    fenced_newer_run(story)
+
+    assert [due["trigger_run_id"] for due in due_runs(story.root, now_ns=DEAD)] == ["demo__seg-0000__r2"]
 
 
 # ------------------------------------------------------------------------------------------------ the dead and the living

@@ -1,5 +1,6 @@
 """The operators translate: how a step ended becomes Airflow's word for it."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from prunella.errors import Cause, ConfigError, StorageUnavailable
 from prunella.launch.handle import Process
 from prunella.orchestration import closing
 from prunella.orchestration.airflow_operators import (
+    CLAIM,
     CloseSegment,
     ContinueExperiment,
     OpenSegment,
@@ -20,7 +22,7 @@ from prunella.orchestration.airflow_operators import (
     SegmentStep,
     submission_from,
 )
-from prunella.orchestration.claim import claim_key
+from prunella.orchestration.claim import SegmentRun, claim_key
 from prunella.orchestration.opening import StepFailed
 from prunella.orchestration.stages import NotReached
 from prunella.records import Action, Outcome
@@ -126,16 +128,14 @@ def test_a_form_with_empty_fields_asks_for_nothing() -> None:
     assert (asked.root, asked.experiment, asked.faults) == ("/r", "demo", ())
 
 
-@pytest.mark.parametrize(("cause", "is_fenced"), [(Cause.FENCED, True), (Cause.PROCESS_CRASH, False)])
-def test_a_run_that_another_took_over_pages_nobody(tmp_path: Path, cause: Cause, is_fenced: bool) -> None:
-    story = Story(str(tmp_path)).begin()
-    run = story.open_run()
-    story.decide(story.open_attempt(run, 0), Action.STOP, incidents=(incident(cause, Action.STOP),))
-
-    assert closing.is_fenced(run) == is_fenced
-
-
 # ------------------------------------------------------------------------------------------------ going on
+
+
+def fence(story: Story, run: SegmentRun) -> None:
+    """The run opens an attempt, loses its token, and closes."""
+    lost = incident(Cause.FENCED, Action.STOP)
+    story.decide(story.open_attempt(run), Action.STOP, incidents=(lost,))
+    story.close(run, Outcome.FAILED)
 
 
 def going_on(story: Story) -> ContinueExperiment:
@@ -165,7 +165,54 @@ def test_a_run_after_which_another_has_gone_on_starts_no_third(tmp_path: Path) -
         going_on(story)
 
 
+def test_a_run_that_fenced_a_newer_one_goes_on(tmp_path: Path) -> None:
+    story = Story(str(tmp_path), config=Config(schedule="continuous")).begin()
+    taking = story.open_run()
+    fence(story, story.open_run(run_index=1))
+    story.close(taking, Outcome.ACCEPTED, attempt=1)
+
+    assert going_on(story).trigger_run_id == "demo__seg-0001__r0"
+
+
 # ------------------------------------------------------------------------------------------------ the close
+
+
+@pytest.mark.parametrize(
+    ("cause", "is_unattended", "end", "occasions"),
+    [
+        (Cause.FENCED, False, AirflowSkipException, []),
+        (Cause.FENCED, True, AirflowSkipException, []),
+        (Cause.PROCESS_CRASH, False, AirflowFailException, []),  # red: the DAG tells of it (test_scheduler.py)
+        (Cause.PROCESS_CRASH, True, None, ["failed"]),
+    ],
+)
+def test_the_close_of_a_run_that_another_took_over_is_skipped_and_pages_nobody(
+    mailbox: Mailbox,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    cause: Cause,
+    is_unattended: bool,
+    end: type[Exception] | None,
+    occasions: list[str],
+) -> None:
+    story = Story(str(tmp_path)).begin()
+    run = story.open_run()
+    story.decide(story.open_attempt(run), Action.STOP, incidents=(incident(cause, Action.STOP),))
+    monkeypatch.setenv("PRUNELLA_PYTHON", "true")  # publishes nothing
+    pushed = {CLAIM: claim_key(story.ledger, 0, 0)}
+    context = {
+        "ti": SimpleNamespace(xcom_pull=lambda *, task_ids, key: pushed.get(key)),
+        "params": {"root": story.root, "unattended": is_unattended},
+        "dag_run": SimpleNamespace(run_id=run.run_id, dag_id="pretrain_segment"),
+    }
+
+    with pytest.raises(end, match="segment 0") if end else nullcontext():
+        CloseSegment(task_id="close_segment").execute(context)
+
+    assert [letter["occasion"] for letter in mailbox.letters] == occasions
+    close = story.ledger.closed(0, 0)
+    assert close is not None
+    assert close.outcome is Outcome.FAILED
 
 
 @pytest.mark.parametrize(
