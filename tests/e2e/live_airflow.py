@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,6 +80,30 @@ def live_airflow(
         os.environ.update(inherited)
         if scratch is not None:
             os.environ["PRUNELLA_SCRATCH"] = scratch
+
+
+#: Run by Airflow's own Python: its newest revision, and the one before.
+_REVISIONS = """
+from airflow.utils.db import _get_alembic_config
+from alembic.script import ScriptDirectory
+newest = ScriptDirectory.from_config(_get_alembic_config()).get_revision("head")
+print("FOUND", newest.revision, newest.down_revision)
+"""
+
+
+def downgrade(variables: dict[str, str]) -> tuple[str, str]:
+    """Take Airflow's database back by one revision, with Airflow's own command; returns the newest and the one it has now."""
+
+    def said(*arguments: str) -> str:
+        environment = {**os.environ, **variables}
+        done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    found = next(line for line in said("-c", _REVISIONS).splitlines() if line.startswith("FOUND "))
+    _, newest, older = found.split()
+    said("-m", "airflow", "db", "downgrade", "--yes", "--to-revision", older)
+    return newest, older
 
 
 def processes_under(folder: Path) -> list[psutil.Process]:

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from e2e.live_airflow import downgrade
 from prunella.errors import Cause
-from prunella.orchestration import airflow_home
+from prunella.orchestration import airflow_home, live
 from prunella.orchestration.notifier import WEBHOOK
 from prunella.orchestration.scheduling import DEADLINE_S, NODE_POOL, POOL_SLOTS
 from prunella.records import Action
@@ -123,6 +124,24 @@ def test_a_pool_that_is_there_keeps_its_size(with_settings: Scheduled) -> None:
 
 
 def test_a_quiet_run_is_taken_up_again_only_once_airflow_has_let_it_go(cache: Path, tmp_path: Path) -> None:
+def test_a_database_that_is_a_revision_older_is_migrated_when_airflow_is_started(cache: Path, tmp_path: Path) -> None:
+    settings = live.settings_for(tmp_path / "up", with_mlflow=False)
+    live.start(settings)
+    head, older = downgrade(live.environment(settings))
+    before = revision_of(settings.home)
+
+    live.start(settings)
+
+    assert before == older
+    assert revision_of(settings.home) == head
+
+
+def revision_of(home: Path) -> str:
+    with closing(sqlite3.connect(home / "airflow.db")) as database:
+        [(revision,)] = database.execute("select version_num from alembic_version")
+    return revision
+
+
     story = Story(root=str(tmp_path / "root"), config=dataclasses.replace(CONFIG, schedule="continuous")).begin()
     story.open_attempt(story.open_run(0), 0)
     airflow_home.prepare(tmp_path / "home")

@@ -4,10 +4,12 @@ Migrating an empty database takes about eight seconds, so a migrated one is kept
 environment must be set before Airflow is imported for the first time in a process.
 """
 
+import contextlib
 import importlib.metadata
 import logging
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -51,15 +53,30 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def prepare(home: Path) -> None:
-    """Create the home and its database, from the cached copy where there is one."""
+    """Create the home and its database, from the cached copy where there is one. One that an older Airflow made is migrated.
+
+    Raises:
+        PrunellaError: its database cannot be brought up to date, with Airflow's last words.
+    """
     home.mkdir(parents=True, exist_ok=True)
-    database = home / "airflow.db"
-    if database.exists():
-        return
-    cached = _cached_database()
+    database, cached = home / "airflow.db", _cached_database()
     if not cached.exists():
         _migrate(cached)
-    shutil.copyfile(cached, database)
+    if not database.exists():
+        shutil.copyfile(cached, database)
+    elif _revision(database) != _revision(cached):
+        migrate(environment(home))
+        logger.info("airflow_database_migrated file=%s", database)
+
+
+def _revision(database: Path) -> str | None:
+    """The revision of a SQLite database's schema; None where it says none. Asking Airflow would take seconds at every start."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    except sqlite3.DatabaseError:
+        return None
+    return str(found[0]) if found else None
 
 
 def make_pool(name: str, slots: int, variables: dict[str, str], python: str = sys.executable) -> None:
