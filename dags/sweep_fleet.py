@@ -2,13 +2,16 @@
 
 ## What it does
 Every ten minutes: gates each such node alone and enters the answer in the node ledger. A cordoned node that passes is
-returned, and available again when it passes once more. Nodes of a running attempt are left in peace, also of one that
-began while other nodes were gated.
+returned, and available again when it passes once more. Nodes of a running attempt are left in peace: each gate asks again
+when it is its turn, and is skipped where an attempt began meanwhile.
 Where stages run on Kubernetes (`PRUNELLA_LAUNCH=kubernetes`), a last task shows every node's state to the cluster: cordons as
 taints.
 
 ## What pages a person
 Nothing. `prunella node list` shows every node with the last word about it.
+
+## Why a gate stays scheduled
+With `PRUNELLA_POOL_SLOTS` set it waits for a slot of the pool `prunella_nodes`, behind all work of segments.
 
 ## How to return a repaired node
 `prunella node uncordon NAME --reason "what was repaired"`: it trains again once it passed a gate.
@@ -21,6 +24,7 @@ from airflow.sdk import DAG, Param, task
 
 from prunella.launch import door
 from prunella.orchestration.masking import mask_secrets
+from prunella.orchestration.scheduling import on_one_idle_node
 
 with DAG(
     dag_id="sweep_fleet",
@@ -47,15 +51,19 @@ with DAG(
 
         return open_sweep(params["root"], params["fleet"], dag_run.run_id)
 
-    @task(map_index_template="{{ node }}", max_active_tis_per_dagrun=1)
+    @task(map_index_template="{{ node }}", max_active_tis_per_dagrun=1, **on_one_idle_node())
     def gate_node(request, params=None):
         """Gate one node; enter the answer."""
         from airflow.sdk import get_current_context
+        from airflow.sdk.exceptions import AirflowSkipException
 
-        from prunella.orchestration.sweep import gate_swept_node, node_of
+        from prunella.orchestration.sweep import BUSY, gate_swept_node, node_of
 
         get_current_context()["node"] = node_of(request)
-        return gate_swept_node(params["root"], request)
+        state = gate_swept_node(params["root"], request)
+        if state == BUSY:
+            raise AirflowSkipException("an attempt works on the node")
+        return state
 
     gates = gate_node.expand(request=choose_nodes())
 

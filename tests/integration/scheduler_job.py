@@ -37,6 +37,7 @@ from prunella.orchestration.airflow_home import dags_folder
 DAG_ID = "pretrain_segment"
 TRAIN, GATE = "attempt_0.train_segment", "attempt_0.gate_node"
 RUNS = ("a__seg-0000__r0", "b__seg-0000__r0")
+SWEEP, SWEPT = "sweep__1", "gate_node"
 #: The run of an experiment whose ledger shows no sign of life.
 QUIET = "demo__seg-0000__r0"
 
@@ -53,9 +54,9 @@ def parse(session: Session) -> None:
     sync_bag_to_db(bag, bundle.name, bundle.version)
 
 
-def trigger(run_id: str, session: Session) -> None:
+def trigger(run_id: str, session: Session, dag_id: str = DAG_ID) -> None:
     """A DAG run, as the API makes one, then taken up as the scheduler does."""
-    dag = DBDagBag().get_latest_version_of_dag(DAG_ID, session=session)
+    dag = DBDagBag().get_latest_version_of_dag(dag_id, session=session)
     assert dag is not None
     run = dag.create_dagrun(
         run_id=run_id,
@@ -72,7 +73,7 @@ def trigger(run_id: str, session: Session) -> None:
 
 def put(run_id: str, task_id: str, state: TaskInstanceState, session: Session) -> None:
     """A task instance into a state."""
-    found = session.scalars(select(TaskInstance).filter_by(dag_id=DAG_ID, run_id=run_id, task_id=task_id)).one()
+    found = session.scalars(select(TaskInstance).filter_by(run_id=run_id, task_id=task_id)).one()
     found.state = state
     session.commit()
 
@@ -129,6 +130,30 @@ def fail(session: Session) -> None:
     _execute_dag_callbacks(DagBag(dag_folder=str(dags_folder())), request, structlog.get_logger())
 
 
+def sweep_in_turn(session: Session) -> dict[str, Any]:
+    """A sweep and an experiment want the same nodes: which of them may work on them."""
+    scheduler = Scheduler()
+    older, newer = RUNS
+    put(older, TRAIN, TaskInstanceState.SUCCESS, session)
+    for gate in (GATE, GATE.replace("0", "1")):
+        put(newer, gate, TaskInstanceState.RUNNING, session)
+    put(older, GATE, TaskInstanceState.SCHEDULED, session)
+    put(SWEEP, SWEPT, TaskInstanceState.SCHEDULED, session)
+    found = {"one slot is left, the experiment and the sweep want to gate": scheduler.chosen(session)}
+    for gate in (GATE, GATE.replace("0", "1")):
+        put(newer, gate, TaskInstanceState.SUCCESS, session)
+    put(older, GATE, TaskInstanceState.SUCCESS, session)
+    put(older, TRAIN, TaskInstanceState.RUNNING, session)
+    found["the experiment trains, the sweep wants to gate"] = scheduler.chosen(session)
+    put(SWEEP, SWEPT, TaskInstanceState.RUNNING, session)
+    put(older, TRAIN, TaskInstanceState.SCHEDULED, session)
+    found["the sweep gates, the experiment wants to train"] = scheduler.chosen(session)
+    put(SWEEP, SWEPT, TaskInstanceState.SCHEDULED, session)
+    put(older, TRAIN, TaskInstanceState.SUCCESS, session)
+    found["the experiment has trained, the sweep wants to gate"] = scheduler.chosen(session)
+    return found
+
+
 async def _events(trigger: CallbackTrigger) -> list[str]:
     return [str(event.payload["state"]) async for event in trigger.run()]
 
@@ -180,7 +205,9 @@ def nodes(session: Session) -> dict[str, Any]:
     parse(session)
     for run_id in RUNS:
         trigger(run_id, session)
-    found: dict[str, Any] = {"turns": nodes_in_turn(session), "deadlines": session.query(Deadline).count()}
+    trigger(SWEEP, session, "sweep_fleet")
+    turns = nodes_in_turn(session) | sweep_in_turn(session)
+    found: dict[str, Any] = {"turns": turns, "deadlines": session.query(Deadline).count()}
     fail(session)
     return found | ({"missed": miss_deadline(session)} if found["deadlines"] else {})
 

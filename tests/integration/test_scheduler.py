@@ -94,8 +94,16 @@ def test_what_was_gated_trains_before_another_gates(with_settings: Scheduled) ->
     assert with_settings.turns["the older wants to gate, the newer to train"] == ["b:train_segment"]
 
 
+def test_a_sweep_never_works_on_a_node_beside_an_experiment_and_goes_after_it(with_settings: Scheduled) -> None:
+    assert with_settings.turns["one slot is left, the experiment and the sweep want to gate"] == ["a:gate_node"]
+    assert with_settings.turns["the sweep gates, the experiment wants to train"] == []
+    assert with_settings.turns["the experiment trains, the sweep wants to gate"] == []
+    assert with_settings.turns["the experiment has trained, the sweep wants to gate"] == ["sweep:gate_node"]
+
+
 def test_without_slots_nobody_waits_for_a_node(without_settings: Scheduled) -> None:
     assert without_settings.turns["the newer trains, the older wants to train"] == ["a:train_segment"]
+    assert without_settings.turns["the experiment trains, the sweep wants to gate"] == ["sweep:gate_node"]
     assert without_settings.found["deadlines"] == 0
 
 
@@ -116,14 +124,6 @@ def test_a_run_that_failed_is_told_to_the_webhook(with_settings: Scheduled) -> N
     assert (letter["run_id"], letter["dag_id"]) == ("b__seg-0000__r0", "pretrain_segment")
 
 
-def test_a_pool_that_is_there_keeps_its_size(with_settings: Scheduled) -> None:
-    airflow_home.make_pool(NODE_POOL, 5, airflow_home.environment(with_settings.home))
-
-    with closing(sqlite3.connect(with_settings.home / "airflow.db")) as database:
-        assert dict(database.execute("select pool, slots from slot_pool")) == {"default_pool": 128, NODE_POOL: 3}
-
-
-def test_a_quiet_run_is_taken_up_again_only_once_airflow_has_let_it_go(cache: Path, tmp_path: Path) -> None:
 def test_a_database_that_is_a_revision_older_is_migrated_when_airflow_is_started(cache: Path, tmp_path: Path) -> None:
     settings = live.settings_for(tmp_path / "up", with_mlflow=False)
     live.start(settings)
@@ -142,6 +142,14 @@ def revision_of(home: Path) -> str:
     return revision
 
 
+def test_a_pool_that_is_there_keeps_its_size(with_settings: Scheduled) -> None:
+    airflow_home.make_pool(NODE_POOL, 5, airflow_home.environment(with_settings.home))
+
+    with closing(sqlite3.connect(with_settings.home / "airflow.db")) as database:
+        assert dict(database.execute("select pool, slots from slot_pool")) == {"default_pool": 128, NODE_POOL: 3}
+
+
+def test_a_quiet_run_is_taken_up_again_only_once_airflow_has_let_it_go(cache: Path, tmp_path: Path) -> None:
     story = Story(root=str(tmp_path / "root"), config=dataclasses.replace(CONFIG, schedule="continuous")).begin()
     story.open_attempt(story.open_run(0), 0)
     airflow_home.prepare(tmp_path / "home")

@@ -43,7 +43,12 @@ def _in_use(ledger: Ledger) -> tuple[str, ...]:
     while ledger.runs(segment + 1):
         segment += 1
     runs, attempts = ledger.runs(segment), ledger.attempts(segment)
-    if not runs or not attempts or ledger.closed(segment, runs[-1].run_index) is not None:
+    if not runs or not attempts:
+        return ()
+    # Two runs of a segment may be at work; the newer is no more once it lost the token.
+    fenced = {attempt.run_index for attempt in attempts} - {attempts[-1].run_index}
+    newest = [run for run in runs if run.run_index not in fenced][-1]
+    if ledger.closed(segment, newest.run_index) is not None:
         return ()
     key = ledger.record_key(segment, attempts[-1].attempt, Stage.GATE_FABRIC)
     fabric = ledger.find_stage_record(GateFabricRecord, key)

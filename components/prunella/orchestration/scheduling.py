@@ -38,6 +38,14 @@ def on_one_node() -> dict[str, Any]:
     return _in_pool(1) if node_slots() else {}
 
 
+def on_one_idle_node() -> dict[str, Any]:
+    """Arguments of a task that works on one node at a time as long as no segment wants it: of all that wait, it goes last.
+
+    A segment's weigh what stands before them in the graph, which is more than 1.
+    """
+    return {**on_one_node(), "weight_rule": "absolute", "priority_weight": 1} if node_slots() else {}
+
+
 def on_all_nodes() -> dict[str, Any]:
     """Arguments of a task that works on all nodes together.
 

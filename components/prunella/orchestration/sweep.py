@@ -1,6 +1,7 @@
 """Sweeping the fleet: one gate request a node that nobody trains on, and the answers entered in the node ledger."""
 
 import hashlib
+import logging
 import time
 
 from prunella import codec
@@ -17,7 +18,9 @@ from prunella.records import FailedRecord, GateNodeRecord, GateNodeRequest
 from prunella.scratch import attempt_scratch
 from prunella.storage import open_patiently
 
-#: What becomes of a node that trains by the time its turn comes: it is left in peace.
+logger = logging.getLogger(__name__)
+
+#: What becomes of a node that an attempt works on by the time its turn comes: it is left in peace.
 BUSY = "busy"
 
 
@@ -46,16 +49,20 @@ def node_of(key: str) -> str:
 
 
 def gate_swept_node(root: str, key: str) -> str:
-    """Gate one node and enter the answer; returns the state the node is in now, or `BUSY`: an attempt took it up meanwhile."""
+    """Gate one node and enter the answer; returns the state the node is in now, or `BUSY`: an attempt took it up meanwhile.
+
+    Whoever waited for the node asks here, when it is its turn: the sweep may have been opened hours before.
+    """
     ledger = _fleet_ledger(root)
     request = ledger.find(GateNodeRequest, key)
     assert request is not None, "open_sweep wrote it"
-    if request.node in busy_nodes(ledger.store):
-        return BUSY
     sweep = key.split("/")[2]
     scratch = attempt_scratch(root, "fleet", 0, 0, opened_ns=0) / sweep
     scratch.mkdir(exist_ok=True)
     asking = Asking(scratch=scratch, node=request.node, timeout_s=Config().gate.node_timeout_s)
+    if request.node in busy_nodes(ledger.store):
+        logger.info("node_left_in_peace node=%s sweep=%s: an attempt works on it", request.node, sweep)
+        return BUSY
     answer = ask(ledger, key, request, asking)
     record = answer if isinstance(answer, GateNodeRecord | FailedRecord) else None
     return apply_gate_node(Fleet(ledger.store), request.node, record, key=request.output, owner=Owner.SWEEP)

@@ -170,6 +170,23 @@ def test_nodes_are_busy_from_the_attempts_opening_to_the_segments_close(tmp_path
     assert (gating, training, closed) == ({"node-0", "node-1", "node-2"}, {"node-0"}, frozenset())
 
 
+def test_nodes_stay_busy_when_a_newer_run_of_the_segment_lost_its_token_and_closed(tmp_path: Path) -> None:
+    store = FolderStore(str(tmp_path))
+    ledger = open_experiment(store)
+    nodes = tuple(node.ref for node in FLEET)
+    ledger.open_run(SegmentOpened(segment=0, run_index=1, run_id="s", opened_ns=0))
+    for attempt, run_index in ((1, 1), (2, 0)):
+        ledger.open_attempt(
+            AttemptOpened(segment=0, attempt=attempt, run_index=run_index, run_id="r", rung=attempt, opened_ns=0, nodes=nodes)
+        )
+    close = SegmentClosed(
+        segment=0, run_index=1, run_id="s", outcome=Outcome.FAILED, message="fenced", opened_ns=0, closed_ns=1
+    )
+    ledger.put(ledger.close_key(0, 1), close)
+
+    assert busy_nodes(store) == {"node-0", "node-1", "node-2"}
+
+
 def test_node_table_shows_every_node_with_its_last_word(tmp_path: Path) -> None:
     store = FolderStore(str(tmp_path))
     cordon_node(store, FLEET, "node-1", reason="fan is loud")

@@ -4,6 +4,7 @@ Airflow is imported once, by the fixture of this module; no other module of the 
 """
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from prunella.errors import ConfigError
 from prunella.orchestration import graph
 from prunella.orchestration.airflow_home import dags_folder
 from prunella.orchestration.scheduling import NODE_POOL, on_all_nodes, segment_deadline
+from prunella.orchestration.sweep import node_of, open_sweep
 from prunella.records import Action
 from unit.orchestration.story import Story, accept_evaluated
 
@@ -174,48 +176,78 @@ def test_a_promotion_names_who_asked_for_it(bag: Any, root: str) -> None:
 
 # ------------------------------------------------------------------------------------------------ the scheduler
 
-ON_NODES = {graph.Step.GATE_NODE: 1, graph.Step.GATE_FABRIC: 3, graph.Step.TRAIN_SEGMENT: 3}
+#: Slots of all work on nodes, in every DAG.
+ON_NODES = {
+    "sweep_fleet": {"gate_node": 1},
+    "pretrain_segment": {
+        graph.in_rung(rung, step): slots
+        for rung in range(graph.RUNGS)
+        for step, slots in ((graph.Step.GATE_NODE, 1), (graph.Step.GATE_FABRIC, 3), (graph.Step.TRAIN_SEGMENT, 3))
+    },
+}
 
 
 @pytest.fixture(scope="module")
 def scheduled() -> dict[str, Any]:
-    """What Airflow's scheduler is told of the segment's DAG where slots and a deadline are set: parsed and serialized."""
+    """What Airflow's scheduler is told of each DAG where slots and a deadline are set: parsed and serialized."""
     program = (
         "import importlib.util, json, sys\n"
         "from airflow.serialization.serialized_objects import DagSerialization\n"
-        "spec = importlib.util.spec_from_file_location('dag_under_test', sys.argv[1])\n"
-        "module = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(module)\n"
-        "dag = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(module.dag))\n"
-        "tasks = {task.task_id: [task.pool, task.pool_slots, type(task.weight_rule).__name__] for task in dag.tasks}\n"
-        "print('FOUND ' + json.dumps({'tasks': tasks, 'deadline': dag.deadline}))\n"
+        "found = {}\n"
+        "for path in sys.argv[1:]:\n"
+        "    spec = importlib.util.spec_from_file_location('dag_under_test', path)\n"
+        "    module = importlib.util.module_from_spec(spec)\n"
+        "    spec.loader.exec_module(module)\n"
+        "    dag = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(module.dag))\n"
+        "    tasks = {task.task_id: [task.pool, task.pool_slots, type(task.weight_rule).__name__] for task in dag.tasks}\n"
+        "    found[dag.dag_id] = {'tasks': tasks, 'deadline': dag.deadline}\n"
+        "print('FOUND ' + json.dumps(found))\n"
     )
-    return answer_of(program, DAGS / "pretrain_segment.py", PRUNELLA_POOL_SLOTS="3", PRUNELLA_SEGMENT_DEADLINE_S="5400")
+    return answer_of(program, *FILES, PRUNELLA_POOL_SLOTS="3", PRUNELLA_SEGMENT_DEADLINE_S="5400")
 
 
-def test_without_settings_every_task_is_in_the_default_pool_and_there_is_no_deadline(bag: Any) -> None:
-    dag = bag.dags["pretrain_segment"]
+@pytest.mark.parametrize("name", NAMES)
+def test_without_settings_every_task_is_in_the_default_pool_and_there_is_no_deadline(bag: Any, name: str) -> None:
+    dag = bag.dags[name]
 
     assert {(task.pool, task.pool_slots) for task in dag.tasks} == {("default_pool", 1)}
     assert dag.deadline is None
 
 
-def test_work_on_nodes_takes_a_slot_a_node_and_nothing_else_does(scheduled: dict[str, Any]) -> None:
-    found = {name: (pool, slots) for name, (pool, slots, _) in scheduled["tasks"].items() if pool != "default_pool"}
+@pytest.mark.parametrize("name", NAMES)
+def test_work_on_nodes_takes_a_slot_a_node_and_nothing_else_does(scheduled: dict[str, Any], name: str) -> None:
+    tasks = scheduled[name]["tasks"]
 
-    assert found == {
-        graph.in_rung(rung, step): (NODE_POOL, slots) for rung in range(graph.RUNGS) for step, slots in ON_NODES.items()
-    }
+    found = {task: (pool, slots) for task, (pool, slots, _) in tasks.items() if pool != "default_pool"}
+
+    assert found == {task: (NODE_POOL, slots) for task, slots in ON_NODES.get(name, {}).items()}
 
 
 def test_of_two_that_wait_for_nodes_the_one_that_is_further_goes_first(scheduled: dict[str, Any]) -> None:
-    rules = {rule for pool, _, rule in scheduled["tasks"].values() if pool == NODE_POOL}
+    rules = {rule for pool, _, rule in scheduled["pretrain_segment"]["tasks"].values() if pool == NODE_POOL}
 
     assert rules == {"_UpstreamPriorityWeightStrategy"}
 
 
+def test_a_sweep_skips_a_node_that_an_attempt_took_up_since_and_says_so(
+    bag: Any, root: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from airflow.sdk.exceptions import AirflowSkipException
+
+    story = Story(root=root).begin()
+    key = next(key for key in open_sweep(root, None, "scheduled__1") if node_of(key) == "node-0")
+    story.open_attempt(story.open_run())
+    monkeypatch.setattr("airflow.sdk.get_current_context", dict)
+    caplog.set_level(logging.INFO)
+
+    with pytest.raises(AirflowSkipException, match="an attempt works on the node"):
+        bag.dags["sweep_fleet"].get_task("gate_node").python_callable(key, params={"root": root})
+
+    assert "node_left_in_peace node=node-0" in caplog.text
+
+
 def test_a_segment_that_takes_too_long_is_told_by_the_triggerer_with_the_same_notifier(scheduled: dict[str, Any]) -> None:
-    (deadline,) = scheduled["deadline"]
+    (deadline,) = scheduled["pretrain_segment"]["deadline"]
 
     assert "DagRunQueuedAtDeadline" in json.dumps(deadline["reference"])
     assert "5400" in json.dumps(deadline["interval"])
