@@ -32,6 +32,8 @@ OFFICIAL_BASE = f"python:{PYTHON}-slim-bookworm"
 BOOTSTRAP = "bootstrap"
 _BOOTSTRAP_TAG = "localhost/prunella/base:bookworm"
 _BOOTSTRAP_PACKAGES = "python3,python3-venv,ca-certificates"
+#: The only Python that bookworm has. Source: packages.debian.org/bookworm/python3, 2026-11.
+_BOOTSTRAP_PYTHON = "3.11"
 #: How each builder is called. chroot isolation asks nothing of the kernel, and OCI's own format has no health check. Without
 #: layers podman would find nothing of an earlier build again, and make one layer of all that an image adds to its base.
 _BUILDERS = {
@@ -53,6 +55,7 @@ def main() -> None:
     given = parser.parse_args()
     builder = given.builder or _builder()
     base = given.base or (OFFICIAL_BASE if builder == "docker" else BOOTSTRAP)
+    _check_python(base, _python_of(base, builder))
     if base == BOOTSTRAP:
         base = _bootstrap(builder)
     for image in given.images or LOCKS:
@@ -71,6 +74,30 @@ def _builder() -> str:
 
 
 # ------------------------------------------------------------------------------------------------ the base
+
+
+def _python_of(base: str, builder: str) -> str:
+    """The version of a base's Python, such as 3.11. An image that somebody named is asked."""
+    known = {BOOTSTRAP: _BOOTSTRAP_PYTHON, OFFICIAL_BASE: PYTHON}
+    if base in known:
+        return known[base]
+    question = "import sys; print(*sys.version_info[:2], sep='.')"
+    asked = [builder, "run", "--rm", "--network=host", *_LIMITS[builder], base, "python3", "-c", question]
+    done = subprocess.run(asked, capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"{builder} ended with {done.returncode}"])[-1]
+        sys.exit(f"make images: --base {base}: expected an image in which python3 answers, found: {reason}; name another")
+    return done.stdout.strip()
+
+
+def _check_python(base: str, found: str) -> None:
+    """Ends where the base has another Python than makes the wheels: pip would refuse them inside, once all were made."""
+    if found != PYTHON:
+        sys.exit(
+            f"make images: expected a base with Python {PYTHON}, for which wheels are made here, found Python {found} in "
+            f"{base!r}; name an image that has {PYTHON} with --base, or make the wheels with the other: "
+            f"rm -r .venv && make images PYTHON=python{found}"
+        )
 
 
 def _bootstrap(builder: str) -> str:

@@ -5,6 +5,7 @@ Packages are empty wheels in a folder, and pip is the real one: it resolves betw
 """
 
 import importlib.util
+import os
 import subprocess
 import sys
 import zipfile
@@ -96,6 +97,61 @@ def test_two_wheels_of_one_package_end_the_build(images: ModuleType, tmp_path: P
 
     with pytest.raises(SystemExit, match=r"more of nvidia-cublas; remove .*, and try again"):
         images._refuse_twins(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ the base and its Python
+
+#: A builder whose every image has this Python, and which notes what it is told.
+BUILDER = """\
+#!/bin/sh
+echo "$1" >> "$(dirname "$0")/told"
+[ "$1" = run ] || exit 1
+echo {python}
+"""
+
+
+@pytest.fixture
+def builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The program podman of this machine."""
+    program = tmp_path / "bin" / "podman"
+    program.parent.mkdir()
+    program.write_text(BUILDER.format(python="3.10"))
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return program
+
+
+@pytest.mark.parametrize(("base", "python"), [("bootstrap", "3.11"), ("registry.example/python:3.10-slim", "3.10")])
+def test_a_base_with_another_python_is_refused_before_anything_is_built(
+    base: str, python: str, images: ModuleType, builder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "PYTHON", "3.12")
+    monkeypatch.setattr(sys, "argv", ["images.py", "--builder", "podman", "--base", base])
+    before = set(tmp_path.iterdir())
+
+    with pytest.raises(SystemExit) as refused:
+        images.main()
+
+    message = str(refused.value)
+    assert f"expected a base with Python 3.12, for which wheels are made here, found Python {python} in {base!r}" in message
+    assert message.endswith(f"with --base, or make the wheels with the other: rm -r .venv && make images PYTHON=python{python}")
+    assert set(tmp_path.iterdir()) == before
+    told = builder.with_name("told")
+    assert base == "bootstrap" or told.read_text().split() == ["run"]
+
+
+def test_an_image_without_python_is_no_base(images: ModuleType, builder: Path) -> None:
+    builder.write_text("#!/bin/sh\necho 'exec: python3: not found' >&2\nexit 127\n")
+
+    with pytest.raises(SystemExit, match=r"--base debian: expected .* python3 answers, found: exec: python3: not found; name"):
+        images._python_of("debian", "podman")
+
+
+def test_a_base_with_the_python_that_makes_the_wheels_is_taken(images: ModuleType, builder: Path) -> None:
+    builder.write_text(BUILDER.format(python=images.PYTHON))
+
+    for base in ("registry.example/ours", images.OFFICIAL_BASE):
+        images._check_python(base, images._python_of(base, "podman"))
 
 
 # ------------------------------------------------------------------------------------------------ our package, and its layer
