@@ -33,6 +33,7 @@ class EngineDouble(ThreadingMixIn, UnixStreamServer):
         self.path = path
         self.plan = {**_USUAL, **plan}
         self.asked: list[tuple[str, dict[str, list[str]]]] = []
+        self.sent: list[tuple[str, Any]] = []
 
     @property
     def address(self) -> str:
@@ -42,15 +43,20 @@ class EngineDouble(ThreadingMixIn, UnixStreamServer):
         """With which query it was asked this, each time."""
         return [query for asked, query in self.asked if asked == what]
 
+    def documents(self, what: str) -> list[Any]:
+        """What it was sent with this, each time; None where nothing was."""
+        return [document for asked, document in self.sent if asked == what]
+
 
 class _Door(BaseHTTPRequestHandler):
     server: EngineDouble
 
     def _answer(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         target = urlsplit(self.path)
         path = re.sub(r"^/v[0-9.]+", "", target.path)
         self.server.asked.append((f"{self.command} {path}", parse_qs(target.query)))
+        self.server.sent.append((f"{self.command} {path}", json.loads(sent) if sent else None))
         found = self.server.plan.get(f"{self.command} {path}")
         document = {"message": f"no such thing: {path}"} if found is None else found
         body = document if isinstance(document, bytes) else json.dumps(document).encode()

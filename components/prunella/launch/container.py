@@ -3,7 +3,8 @@
 A container gets the command of a local process in the folders of a local process, mounted under the paths they have
 outside, as the user who launches and on the host's network: so the ledger's keys, the scratch and the store's address mean
 the same inside. Everything else of it is closed: no capability, a read-only root, nothing of the environment but what a
-stage reads. The name of a stage's container comes from its handle file, and the engine gives a name to one container only.
+stage reads, or a publication. The name of a stage's container comes from its handle file, and the engine gives a name to one
+container only.
 """
 
 import contextlib
@@ -50,8 +51,33 @@ _CREDENTIAL_FILES = {
     "AWS_CA_BUNDLE": "",
     "AWS_WEB_IDENTITY_TOKEN_FILE": "",
 }
-#: What tracking reads besides: where MLflow is and who we are there, and which task of Airflow asks.
-_FOR_TRACKING = ("MLFLOW_", "AIRFLOW_CTX_")
+#: What a publication reads besides, each by its name: an environment that also serves MLflow (that of `make stack` does) holds
+#: the password of its database under the same prefix. Source: `publishing.py`, `airflow_context.py`, and of MLflow 3.17
+#: `utils/credentials.py`, `utils/workspace_context.py` and `store/artifact/s3_artifact_repo.py`, 2026-11.
+_FOR_TRACKING = (
+    # Where MLflow is, and who we are there.
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_AUTH",
+    "MLFLOW_TRACKING_AWS_SIGV4",
+    "MLFLOW_TRACKING_INSECURE_TLS",
+    "MLFLOW_WORKSPACE",
+    # The run that is joined.
+    "MLFLOW_RUN_ID",
+    # The bucket that a server without a proxy for artifacts sends its clients to.
+    "MLFLOW_S3_ENDPOINT_URL",
+    "MLFLOW_S3_IGNORE_TLS",
+    "MLFLOW_S3_UPLOAD_EXTRA_ARGS",
+    "MLFLOW_S3_EXPECTED_BUCKET_OWNER",
+    "MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE",
+    # Which task of Airflow asks.
+    "AIRFLOW_CTX_DAG_ID",
+    "AIRFLOW_CTX_DAG_RUN_ID",
+    "AIRFLOW_CTX_TASK_ID",
+    "AIRFLOW_CTX_TRY_NUMBER",
+)
 #: An engine that does not answer within this long is away. Source: own choice 2026-11; creating a container on a driver that
 #: copies the whole image (vfs) took 20 s.
 _ENGINE_TIMEOUT_S = 120
@@ -128,7 +154,7 @@ def start_command(arguments: list[str], *, log: Path, writes: list[Path]) -> "Co
     folders = _mounts([*writes, log.parent, make_folder(scratch_base())], ())
     with _engine_errors(name):
         _engine().containers.prune(filters={"label": f"{LABEL}=command", "until": _FORGOTTEN_AFTER})
-    environment = _passed_on(_FOR_TRACKING)
+    environment = _named(_FOR_TRACKING)
     _start(_create(name, WORKER, arguments, log=log, folders=folders, environment=environment, label="command"))
     return ContainerProgram(Container(name=name))
 
@@ -244,10 +270,14 @@ def _passed_on(prefixes: tuple[str, ...]) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
 
 
+def _named(names: tuple[str, ...]) -> dict[str, str]:
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
 def _environment() -> dict[str, str]:
     from prunella.data_prep.sources import STDLIB_VARIABLE, stdlib_folder
 
-    passed = _passed_on(_FOR_STAGES) | {name: os.environ[name] for name in (*_SETTINGS, *_PROXIES) if name in os.environ}
+    passed = _passed_on(_FOR_STAGES) | _named((*_SETTINGS, *_PROXIES))
     files = {variable: str(path) for variable, path in _credential_files().items()}
     own = {"HOME": _TMP, "PRUNELLA_SCRATCH": str(scratch_base()), STDLIB_VARIABLE: str(stdlib_folder())}
     return {**passed, **files, **own}

@@ -3,7 +3,7 @@
 And what becomes of one that is lost or dies at the wrong moment, with a stand-in for the engine.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,8 @@ import pytest
 from engine_double import EngineDouble, engine_double
 from prunella.errors import PrunellaError
 from prunella.launch import container, door
+from prunella.tracking import mlflow_door
+from prunella.tracking.airflow_context import STAMPS
 from unit.launch.test_door import launch_under
 
 
@@ -106,6 +108,48 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineDo
 def forget_the_engine() -> None:
     container._engine.cache_clear()
     container._is_rootless.cache_clear()
+
+
+@pytest.fixture
+def published_with(engine: EngineDouble, tmp_path: Path) -> Callable[[], dict[str, str]]:
+    """What a publication's container is given of the environment."""
+
+    def given() -> dict[str, str]:
+        engine.plan["POST /containers/made/start"] = {}
+        door.start_command(["publish"], log=tmp_path / "publish.log", writes=[])
+        [document] = engine.documents("POST /containers/create")
+        return dict(entry.split("=", 1) for entry in document["Env"])
+
+    return given
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MLFLOW_BACKEND_STORE_URI",
+        "MLFLOW_AUTH_ADMIN_PASSWORD",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN",
+        "PRUNELLA_DATABASE",
+        "PRUNELLA_AIRFLOW_PASSWORD",
+    ],
+)
+def test_what_a_server_reads_does_not_travel_with_a_publication(
+    name: str, published_with: Callable[[], dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "postgresql://prunella:hunter2@127.0.0.1:5432/mlflow")
+
+    assert "hunter2" not in str(published_with())
+
+
+def test_a_publication_knows_where_mlflow_is_who_it_is_there_and_which_task_asks(
+    published_with: Callable[[], dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", *mlflow_door._CREDENTIALS, *STAMPS.values())
+    for name in names:
+        monkeypatch.setenv(name, f"of-{name}")
+
+    assert {name: f"of-{name}" for name in names}.items() <= published_with().items()
 
 
 def test_only_old_containers_of_commands_are_removed_because_a_young_one_may_be_waited_for(
