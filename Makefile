@@ -67,9 +67,9 @@ test: setup orchestrator ## Every test but the slow ones (25 minutes at most)
 	@timeout --foreground --signal=INT --kill-after=60 $(TEST_LIMIT_S) $(PYTEST) -m "not slow" tests
 
 .PHONY: test-full
-test-full: setup orchestrator images ## Every test; one that was skipped for want of `make system` fails (75 minutes at most)
+test-full: setup orchestrator images ## Every test; one skipped for want of a make target fails (75 minutes at most)
 	@$(ORCHESTRATOR_PYTEST)
-	@timeout --foreground --signal=INT --kill-after=60 $(TEST_FULL_LIMIT_S) $(PYTEST) --no-missing-system -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests
+	@timeout --foreground --signal=INT --kill-after=60 $(TEST_FULL_LIMIT_S) $(PYTEST) --nothing-missing -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests
 
 .PHONY: check
 check: setup ## Lint, formatting, types, direction of imports

@@ -1,7 +1,7 @@
 """What every test stands on: an environment that is offline, single-threaded and writes nothing outside temporary folders.
 
 The environment is set when this file is imported, before torch, Airflow or MLflow can be, because each reads it once.
-`make test-full` passes `--no-missing-system`: a test that was skipped for want of `make system` then counts as failed.
+`make test-full` passes `--nothing-missing`: a test skipped for want of what a make target brings then counts as failed.
 """
 
 import os
@@ -45,7 +45,8 @@ from prunella.ledger import Ledger  # noqa: E402
 from prunella.records import ExperimentRecord  # noqa: E402
 from prunella.storage import FolderStore, RetryingStore  # noqa: E402
 
-_MISSING_SYSTEM = "make system"
+#: How the reason of a skip begins where one of these would have prevented it.
+_MAKES = ("make system", "make images", "make orchestrator")
 #: Files of over four minutes on two cores, longest first (2026-11).
 _LONGEST = (
     "test_kill_series.py",
@@ -62,9 +63,9 @@ _IMPATIENT = StorageConfig(retry_s=0.1, first_delay_s=0.01, max_delay_s=0.02)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--no-missing-system",
+        "--nothing-missing",
         action="store_true",
-        help=f"a test skipped with a reason that starts with {_MISSING_SYSTEM!r} fails",
+        help=f"a test skipped with a reason that starts with one of these fails: {', '.join(_MAKES)}",
     )
 
 
@@ -87,24 +88,24 @@ def pytest_unconfigure() -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    _fail_if_system_is_missing(report, item.config)
+    _fail_if_something_is_missing(report, item.config)
     return report
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     report = yield
-    _fail_if_system_is_missing(report, collector.config)
+    _fail_if_something_is_missing(report, collector.config)
     return report
 
 
-def _fail_if_system_is_missing(report: Any, config: pytest.Config) -> None:
-    if not report.skipped or not config.getoption("--no-missing-system") or not isinstance(report.longrepr, tuple):
+def _fail_if_something_is_missing(report: Any, config: pytest.Config) -> None:
+    if not report.skipped or not config.getoption("--nothing-missing") or not isinstance(report.longrepr, tuple):
         return
     reason = str(report.longrepr[2]).removeprefix("Skipped: ")
-    if reason.startswith(_MISSING_SYSTEM):
+    if wanted := next((make for make in _MAKES if reason.startswith(make)), None):
         report.outcome = "failed"
-        report.longrepr = f"skipped, and --no-missing-system was given: {reason}; run `make system` first"
+        report.longrepr = f"skipped, and --nothing-missing was given: {reason}; run `{wanted}` first, and see that it is found"
 
 
 @pytest.fixture(autouse=True)
@@ -152,5 +153,5 @@ def browser_programs() -> tuple[str, str]:
     """Paths of chromium and chromedriver; skips where they are not installed."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
-        pytest.skip(f"{_MISSING_SYSTEM}: chromium or chromedriver is not installed")
+        pytest.skip("make system: chromium or chromedriver is not installed")
     return chromium, driver
