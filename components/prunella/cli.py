@@ -86,7 +86,7 @@ def stage(
 
 @app.command()
 def demo(folder: Annotated[Path, typer.Option("--dir", help="Folder to work in; made anew.")] = Path("var/demo")) -> None:
-    """See the loop: a live Airflow, a small mixture of experts, three faults, three recoveries. About ten minutes."""
+    """See the loop: a live Airflow, a small mixture of experts, three faults, three recoveries. Three to five minutes."""
     from prunella.orchestration.demo import demo as run_demo
 
     logs.configure(level=logging.ERROR)
