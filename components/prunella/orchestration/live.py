@@ -178,6 +178,9 @@ def environment(settings: LiveSettings) -> dict[str, str]:
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "30",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
+        # Each scheduler looks after the tasks that it queued; those of a dead one wait for this look, 300 s by default [s].
+        # Source: own choice 2026-11: as long as Airflow waits for a word of a scheduler before it takes it for dead.
+        "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "30",
     }
     if settings.mlflow_url:
         variables["PRUNELLA_MLFLOW_UI"] = settings.mlflow_url
