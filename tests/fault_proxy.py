@@ -2,10 +2,12 @@
 
 It cuts requests and answers at any byte, of their headers too, delays, answers 500, 503 and SlowDown, goes away for a moment
 in which nobody gets an answer, and lies: it says that a write succeeded and throws it away. Each request draws its fault;
-`faults` lists what was done, so that a test can say that something was, and `requests` what was asked for.
+`faults` lists what was done, so that a test can say that something was, and `requests` what was asked for. Where a test asks
+for it, it also flips a byte, drips, or hides the MD5s of what is stored.
 """
 
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -30,6 +32,8 @@ ODDS = {
 }
 DELAY_S = 0.2
 AWAY_S = 0.2
+#: Drawn by no schedule, because a read that nothing proves cannot heal them; a test asks for them.
+FLIP_REQUEST, FLIP_ANSWER = "flip a byte of the request", "flip a byte of the answer"
 #: A slow link: 2 MiB/s. The drips are drawn by no schedule, because they are no fault; a test asks for them.
 DRIP_BYTES, DRIP_S = 128 * 2**10, 0.06
 _ERROR = '<?xml version="1.0"?><Error><Code>{code}</Code><Message>a test asked for it</Message></Error>'
@@ -47,6 +51,8 @@ class Schedule:
     is_off: bool = False
     #: Until when, by `time.monotonic`, whoever asks is hung up on.
     away_until_s: float = 0.0
+    #: Whether ETags are told that are no MD5s, as by a bucket with SSE-KMS.
+    hides_md5: bool = False
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
@@ -102,6 +108,8 @@ def _handler(upstream: str, schedule: Schedule) -> type[BaseHTTPRequestHandler]:
                 self.hang_up()
                 return
             body = self.drip(length) if self.fault == "drip" else self.rfile.read(length)
+            if self.fault == FLIP_REQUEST:
+                body = flipped(body, self.where)
             if self.fault == "delay":
                 time.sleep(DELAY_S)
             if self.fault in _STATUS:
@@ -123,15 +131,22 @@ def _handler(upstream: str, schedule: Schedule) -> type[BaseHTTPRequestHandler]:
         def forward(self, body: bytes) -> None:
             connection = HTTPConnection(upstream, timeout=30)
             headers = {name: value for name, value in self.headers.items() if name.lower() not in {*_HOP, "expect"}}
+            if schedule.hides_md5 and self.command == "POST":
+                body = without_md5(body.decode()).encode()
             connection.request(self.command, self.path, body=body or None, headers=headers)
             found = connection.getresponse()
             content = found.read()
             connection.close()
+            if self.fault == FLIP_ANSWER:
+                content = flipped(content, self.where)
             if self.fault == "lose the answer":
                 self.hang_up()
                 return
             length = found.getheader("Content-Length")
             given = {name: value for name, value in found.getheaders() if name.lower() not in {*_HOP, "server", "date"}}
+            if schedule.hides_md5:
+                given = {name: without_md5(value) if name.lower() == "etag" else value for name, value in given.items()}
+                content = without_md5(content.decode()).encode() if self.command == "POST" else content
             self.answer(found.status, given, content, length=length)
 
         def answer(self, status: int, headers: dict[str, str], content: bytes, *, length: str | None = None) -> None:
@@ -169,3 +184,14 @@ def _handler(upstream: str, schedule: Schedule) -> type[BaseHTTPRequestHandler]:
             """Quiet: `Schedule.faults` says what happened."""
 
     return Handler
+
+
+def flipped(content: bytes, where: float) -> bytes:
+    """With one bit of one byte the other way round."""
+    at = int(len(content) * where)
+    return content[:at] + bytes(byte ^ 0x10 for byte in content[at : at + 1]) + content[at + 1 :]
+
+
+def without_md5(text: str) -> str:
+    """With every MD5 written backwards; done again, with the MD5s themselves."""
+    return re.sub(r"\b[0-9a-f]{32}\b", lambda found: found[0][::-1], text)

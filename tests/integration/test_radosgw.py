@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from buckets import Bucket, big_file, set_in_environment
-from fault_proxy import Schedule, fault_proxy
+from fault_proxy import FLIP_REQUEST, Schedule, fault_proxy
 from prunella.config import StorageConfig
 from prunella.errors import ConfigError, KeyExists, KeyMissing, StorageFull
 from prunella.storage import RetryingStore, S3Store, prove_root
@@ -166,12 +166,13 @@ def parts_sent(schedule: Schedule) -> Counter[int]:
     return Counter(number for number in numbers if number is not None)
 
 
-def test_an_upload_whose_connection_was_cut_sends_that_part_again_and_no_other(
-    bucket: Bucket, store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fault", ["cut the request", FLIP_REQUEST])
+def test_an_upload_of_which_a_part_was_cut_or_damaged_sends_that_part_again_and_no_other(
+    bucket: Bucket, store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     path = big_file(tmp_path, 100 * MIB)
     with fault_proxy(bucket.environment["AWS_ENDPOINT_URL_S3"], 0) as (address, schedule):
-        cuts = iter(["cut the request"])
+        cuts = iter([fault])
         monkeypatch.setattr(schedule, "draw", lambda _, path: (next(cuts, "") if part_number(path) == 5 else "", 0.5))
         with set_in_environment({"AWS_ENDPOINT_URL_S3": address}):
             RetryingStore(S3Store(store.root), PATIENT).put_new_file("a/big", path)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from buckets import moto_bucket, set_in_environment
-from fault_proxy import Schedule, fault_proxy
+from fault_proxy import FLIP_ANSWER, FLIP_REQUEST, Schedule, fault_proxy
 from prunella import checkpoints
 from prunella.checkpoint_validation.stage import run as validate
 from prunella.faults import flip_byte
@@ -33,6 +33,15 @@ class Watched:
         refs: list[CheckpointRef] = tiny.make_checkpoints(self.ledger, self.scratch, steps=steps, config=config)
         self.schedule.requests.clear()
         return refs
+
+    def flip(self, fault: str, *, method: str) -> None:
+        """Do this once, in the middle of the next file of tensors that is asked for by that method."""
+        faults = iter([fault])
+
+        def draw(asked: str, path: str) -> tuple[str, float]:
+            return next(faults, "") if asked == method and path.endswith(".safetensors") else "", 0.5
+
+        self.schedule.draw = draw  # type: ignore[method-assign]
 
     def keys(self, ref: CheckpointRef) -> list[str]:
         return [entry.key for entry in self.ledger.manifest(ref).files]
@@ -112,6 +121,30 @@ def test_a_sound_copy_does_not_hide_that_the_object_was_damaged(watched: Watched
     assert record.verdict is Verdict.REJECTED
     assert record.failure is not None
     assert f"{victim} is damaged" in record.failure.message
+
+
+def test_a_checkpoint_is_verified_by_local_copies_only_if_the_bucket_holds_the_same_bytes(watched: Watched) -> None:
+    watched.flip(FLIP_REQUEST, method="PUT")
+    [ref] = watched.save(steps=2, keep_local=2)
+
+    record = watched.validate(ref)
+    is_local = watched.downloads(ref) == [] and watched.has_copies(ref)
+    from_bucket = watched.resume(ref)
+
+    assert record.verdict is Verdict.ACCEPTED, record.failure
+    assert is_local
+    assert from_bucket.digest(2) == record.digest
+    assert watched.downloads(ref) == watched.keys(ref)
+
+
+def test_a_byte_that_flips_on_its_way_down_condemns_no_checkpoint(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
+    [ref] = watched.save(steps=2, keep_local=0)
+    watched.flip(FLIP_ANSWER, method="GET")
+
+    record = watched.validate(ref)
+
+    assert record.verdict is Verdict.ACCEPTED, record.failure
+    assert caplog.text.count("damaged_copy_dropped") == 1
 
 
 def test_a_checkpoint_larger_than_all_copies_may_be_is_read_whole(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 
 from buckets import Bucket, big_file, set_in_environment
-from fault_proxy import Schedule, fault_proxy
+from fault_proxy import FLIP_ANSWER, FLIP_REQUEST, Schedule, fault_proxy
 from prunella.config import StorageConfig
 from prunella.errors import KeyExists, StorageUnavailable
 from prunella.storage import RetryingStore, S3Store, client, prove_root
@@ -363,6 +363,90 @@ def test_a_part_that_was_thrown_away_costs_a_new_upload_and_leaves_no_old_one(
 
     assert store.get("a/big") == path.read_bytes()
     assert unfinished_uploads(store) == []
+
+
+# ------------------------------------------------------------------------------------------------ bytes that flip on their way
+
+
+SIZES = pytest.mark.parametrize("size_bytes", [1000, 20 * MIB], ids=["one part", "three parts"])
+
+
+@pytest.mark.parametrize("hides_md5", [False, True], ids=["ETags are MD5s", "ETags are no MD5s"])
+@SIZES
+def test_a_file_whose_byte_flipped_on_its_way_up_is_sent_again(
+    store: S3Store, network: Network, tmp_path: Path, size_bytes: int, hides_md5: bool
+) -> None:
+    path = big_file(tmp_path, size_bytes)
+    network.schedule.hides_md5 = hides_md5
+    network.strike(FLIP_REQUEST, method="PUT")
+
+    told = network.patient.put_new_file("a/b", path)
+
+    assert store.get("a/b") == path.read_bytes()
+    assert told.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert len([request for request in network.asked("DELETE") if request.endswith("a/b")]) == 1
+    assert unfinished_uploads(store) == []
+
+
+@SIZES
+def test_a_network_that_flips_a_byte_each_time_is_one_clear_error_and_leaves_nothing(
+    store: S3Store, network: Network, tmp_path: Path, size_bytes: int
+) -> None:
+    network.schedule.draw = lambda method, _: (FLIP_REQUEST if method == "PUT" else "", 0.5)  # type: ignore[method-assign]
+    impatient = StorageConfig(retry_s=0.1, first_delay_s=0.001, max_delay_s=0.002)
+
+    with pytest.raises(StorageUnavailable, match=r"'a/b': expected the bytes that were sent, .* found others.*; gave up after"):
+        RetryingStore(network.store, impatient).put_new_file("a/b", big_file(tmp_path, size_bytes))
+
+    assert not store.exists("a/b")
+    assert unfinished_uploads(store) == []
+
+
+@pytest.mark.parametrize("struck", ["HEAD", "GET", "DELETE"])
+def test_an_object_that_arrived_damaged_is_known_although_the_next_request_fails(
+    store: S3Store, network: Network, struck: str
+) -> None:
+    faults = {"PUT": iter([FLIP_REQUEST]), struck: iter(["503"])}
+    network.schedule.draw = lambda method, _: (next(faults.get(method, iter([])), ""), 0.5)  # type: ignore[method-assign]
+
+    network.patient.put_new("a/b", b"content")
+
+    assert store.get("a/b") == b"content"
+
+
+@SIZES
+def test_where_etags_are_no_md5s_what_was_put_is_read_back(
+    store: S3Store, network: Network, tmp_path: Path, size_bytes: int
+) -> None:
+    path = big_file(tmp_path, size_bytes)
+    network.schedule.hides_md5 = True
+
+    network.store.put_new_file("a/b", path)
+
+    assert network.asked("GET", "a/b") != []
+    assert network.asked("DELETE") == []
+    assert not network.store.drop_copy("a/b"), "it was read into a copy that nobody asked to keep"
+    assert store.get("a/b") == path.read_bytes()
+
+
+def test_where_etags_are_md5s_nothing_is_read_back(network: Network, tmp_path: Path) -> None:
+    network.store.put_new("a/b", b"content")
+    network.store.put_new_file("a/big", big_file(tmp_path, 20 * MIB))
+
+    assert network.asked("GET") == []
+
+
+@SIZES
+def test_a_byte_that_flips_on_its_way_down_changes_the_sha256(
+    store: S3Store, network: Network, tmp_path: Path, size_bytes: int
+) -> None:
+    put = store.put_new_file("a/b", big_file(tmp_path, size_bytes))
+    network.strike(FLIP_ANSWER, method="GET")
+
+    found = [network.store.measure("a/b"), network.store.drop_copy("a/b"), network.store.measure("a/b")]
+
+    assert found[0] != put
+    assert found[1:] == [True, put]
 
 
 # ------------------------------------------------------------------------------------------------ setting aside

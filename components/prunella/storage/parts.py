@@ -1,5 +1,6 @@
 """Files in parts: how large they are, several on their way at once, and by what name S3 knows what was made of them."""
 
+import base64
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -28,18 +29,25 @@ _CONCURRENCY = min(10, 2 * len(os.sched_getaffinity(0)))
 
 @dataclass(slots=True)
 class Upload:
-    """An upload in parts that has begun. `done` maps part numbers, from 1, to their ETags; `source` is the file they are of."""
+    """An upload in parts that has begun. `done` maps part numbers, from 1, to the ETags that the server gave them, `sent` to
+    those of what was sent; `source` is the file they are of."""
 
     upload_id: str
     done: dict[int, str] = field(default_factory=dict)
+    sent: dict[int, str] = field(default_factory=dict)
     #: Whether the server was asked to commit it, which it may have done without our hearing of it.
     is_commit_asked: bool = False
     source: tuple[int, ...] = ()
 
     @property
     def etags(self) -> list[str]:
-        """Of the parts, in order."""
+        """Of the parts, in order, as the server has them."""
         return [etag for _, etag in sorted(self.done.items())]
+
+    @property
+    def etag_sent(self) -> str:
+        """Of an object that holds what was sent."""
+        return etag_of_parts([etag for _, etag in sorted(self.sent.items())])
 
     def has_become(self, etag: str) -> bool:
         """Whether an object of this ETag is what this upload makes."""
@@ -90,6 +98,16 @@ def identity_of(file: Path | int) -> tuple[int, ...]:
 def part_size(size_bytes: int) -> int:
     """How large the parts of a file are; all but the last."""
     return max(PART_BYTES, min(size_bytes // _MANY_PARTS, _LARGE_PART_BYTES), -(-size_bytes // _MAX_PARTS))
+
+
+def etag_of(content: bytes | memoryview) -> str:
+    """What S3 calls an object, or a part, that was put in one request: its MD5."""
+    return f'"{hashlib.md5(content, usedforsecurity=False).hexdigest()}"'
+
+
+def content_md5(etag: str) -> str:
+    """The header by which a server that looks refuses what does not arrive as it was sent."""
+    return base64.b64encode(bytes.fromhex(etag.strip('"'))).decode()
 
 
 def etag_of_parts(etags: list[str]) -> str:

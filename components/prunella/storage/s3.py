@@ -1,9 +1,13 @@
 """A store in a bucket, over boto3: conditional puts, parts in parallel, every failure one of ours.
 
 Nothing is believed because it was answered: what was put is looked for, what is needed of an answer is asked for by name, and
-what is moved is removed only where it is seen to have arrived. Retrying is the business of `RetryingStore`, so every call can
-be repeated: big files travel in parts, and a call that is tried again moves only the parts that are missing. Whether the bucket
-honours `If-None-Match` is found out where an experiment is opened (`arbitration.py`).
+what is moved is removed only where it is seen to have arrived. A put has succeeded once the ETag of what is there is the MD5
+of the bytes that we sent (of several parts, the MD5 of their MD5s); where ETags are no MD5s (SSE-KMS and the like), once the
+object was read back with the sha256 of those bytes. One that holds others is removed, and sent again.
+
+Retrying is the business of `RetryingStore`, so every call can be repeated: big files travel in parts, and a call that is tried
+again moves only the parts that are missing. Whether the bucket honours `If-None-Match` is found out where an experiment is
+opened (`arbitration.py`).
 """
 
 import contextlib
@@ -16,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from prunella.errors import ConfigError, KeyMissing, PrunellaError, StorageUnavailable
+from prunella.errors import ConfigError, KeyExists, KeyMissing, PrunellaError, StorageUnavailable
 from prunella.storage.cache import ObjectCache, cache_limit_bytes, link_or_copy
 from prunella.storage.client import make_client
 from prunella.storage.parts import (
@@ -25,6 +29,8 @@ from prunella.storage.parts import (
     Body,
     Cut,
     Upload,
+    content_md5,
+    etag_of,
     etag_of_parts,
     hash_part,
     identity_of,
@@ -57,6 +63,7 @@ class S3Store:
         self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
         self._client = make_client(self._root)
         self._uploads: dict[str, Upload] = {}
+        self._unproven: dict[tuple[str, str], str] = {}
         self._cuts: dict[str, Cut] = {}
         self._cache = ObjectCache(self._root, limit_bytes=cache_limit_bytes())
         self.moves = 0
@@ -94,8 +101,22 @@ class S3Store:
             logger.warning("copy_not_kept key=%s error=%s", key, error)
 
     def _put_whole(self, key: str, data: bytes) -> str:
-        """Write one object; returns its version."""
-        return self._prove(key, self._write(key, "put_object", "ETag", Body=data, IfNoneMatch="*")["ETag"])
+        """Write one object; returns its version.
+
+        One that the server took from an earlier try is known by the ETag that it was given, and proven now.
+        """
+        sent = etag_of(data)
+        try:
+            answer = self._write(key, "put_object", "ETag", Body=data, ContentMD5=content_md5(sent), IfNoneMatch="*")
+        except KeyExists:
+            etag = self._unproven.get((key, sent))
+            if etag is None or etag != (self._find(key) or {}).get("ETag"):
+                raise
+        else:
+            self._unproven[key, sent] = etag = answer["ETag"]
+        version = self._prove(key, etag, sent, lambda: self.get(key) == data)
+        del self._unproven[key, sent]
+        return version
 
     def _put_in_parts(self, key: str, path: Path, size_bytes: int, sha256: "Hash") -> str:
         """Send the parts that are not there yet, then commit them as one object, if there is none by then; returns its version.
@@ -112,7 +133,9 @@ class S3Store:
         self._uploads[key] = upload
         with self._outliving_cuts(key, upload):
             self._send_parts(key, upload, path, size_bytes, sha256)  # where the object is there: none, they are only hashed
-            version = _version(found) if found is not None else self._prove(key, self.commit(key, upload))
+            etag = found["ETag"] if found is not None else self.commit(key, upload)
+            content = Content(size_bytes=size_bytes, sha256=sha256.hexdigest())
+            version = self._prove(key, etag, upload.etag_sent, lambda: self._read_back(key) == content)
         del self._uploads[key]
         return version
 
@@ -165,8 +188,15 @@ class S3Store:
             with contextlib.suppress(PrunellaError):  # the bucket's own rule for unfinished uploads clears it
                 self.abort(key, upload)
 
-    def _prove(self, key: str, etag: str) -> str:
-        """Look whether what is there now is what the server said it took: proxies have said so and kept nothing.
+    def _prove(self, key: str, etag: str, sent: str, is_whole: Callable[[], bool]) -> str:
+        """Look whether what is there now is what the server said it took (proxies have said so and kept nothing), and that
+        what we sent.
+
+        Args:
+            etag: the server's, of what it took.
+            sent: as an ETag, the MD5 of what we sent.
+            is_whole: whether the object holds that when it is read. Asked where its ETag is another: then it is no MD5, or of
+                other bytes.
 
         Returns its version.
         """
@@ -175,7 +205,21 @@ class S3Store:
             raise StorageUnavailable(f"{self._root}: object {key!r} was accepted and is not there")
         if found["ETag"] != etag:
             raise StorageUnavailable(f"{self._root}: object {key!r} was accepted, and another is there")
+        if etag.strip('"') != sent.strip('"') and not (is_whole() or is_whole()):  # a byte may also flip on its way down
+            self.delete(key)
+            raise UploadLost(
+                f"{self._root}: object {key!r}: expected the bytes that were sent, MD5 {sent}, found others, {etag}: damaged "
+                "on their way or there, and removed; check the network and the proxies in between"
+            )
         return _version(found)
+
+    def _read_back(self, key: str) -> Content:
+        """What is in the bucket, whatever lies here."""
+        self._cache.drop(key)
+        try:
+            return self.measure(key)
+        finally:
+            self._cache.drop(key)
 
     # -------------------------------------------------------------------------------- an upload in parts, request by request
 
@@ -183,8 +227,10 @@ class S3Store:
         return Upload(upload_id=self._write(key, "create_multipart_upload", "UploadId")["UploadId"])
 
     def send_part(self, key: str, upload: Upload, number: int, content: bytes | memoryview) -> None:
-        answer = self._write(key, "upload_part", "ETag", UploadId=upload.upload_id, PartNumber=number, Body=Body(content))
-        upload.done[number] = answer["ETag"]
+        sent = etag_of(content)
+        arguments = {"UploadId": upload.upload_id, "PartNumber": number, "ContentMD5": content_md5(sent)}
+        answer = self._write(key, "upload_part", "ETag", Body=Body(content), **arguments)
+        upload.done[number], upload.sent[number] = answer["ETag"], sent
 
     def commit(self, key: str, upload: Upload) -> str:
         """Make the parts one object, if there is none; returns its ETag."""
