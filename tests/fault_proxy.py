@@ -38,6 +38,8 @@ FLIP_REQUEST, FLIP_ANSWER = "flip a byte of the request", "flip a byte of the an
 DRIP_BYTES, DRIP_S = 128 * 2**10, 0.06
 _ERROR = '<?xml version="1.0"?><Error><Code>{code}</Code><Message>a test asked for it</Message></Error>'
 _STATUS = {"500": (500, "InternalError"), "503": (503, "ServiceUnavailable"), "SlowDown": (503, "SlowDown")}
+#: How a test asks for a refusal of its own, with status and code.
+REFUSE = "refuse {} {}"
 _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 
 
@@ -113,8 +115,10 @@ def _handler(upstream: str, schedule: Schedule) -> type[BaseHTTPRequestHandler]:
             if self.fault == "delay":
                 time.sleep(DELAY_S)
             if self.fault in _STATUS:
-                status, code = _STATUS[self.fault]
-                self.answer(status, {}, _ERROR.format(code=code).encode())
+                self.refuse(*_STATUS[self.fault])
+            elif self.fault.startswith("refuse "):
+                _, status, code = self.fault.split()
+                self.refuse(int(status), code)
             elif self.fault == "lie":
                 self.answer(200, {"ETag": '"0"'}, b"")
             else:
@@ -148,6 +152,9 @@ def _handler(upstream: str, schedule: Schedule) -> type[BaseHTTPRequestHandler]:
                 given = {name: without_md5(value) if name.lower() == "etag" else value for name, value in given.items()}
                 content = without_md5(content.decode()).encode() if self.command == "POST" else content
             self.answer(found.status, given, content, length=length)
+
+        def refuse(self, status: int, code: str) -> None:
+            self.answer(status, {}, _ERROR.format(code=code).encode())
 
         def answer(self, status: int, headers: dict[str, str], content: bytes, *, length: str | None = None) -> None:
             self.send_response(status)

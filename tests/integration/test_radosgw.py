@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -107,6 +107,19 @@ def test_a_gateway_that_commits_over_what_is_there_asks_for_a_sole_writer_and_is
     assert store._client.list_multipart_uploads(Bucket=store._bucket).get("Uploads", []) == []
 
 
+FIRST: dict[str, Callable[[S3Store, Path], object]] = {
+    "get": lambda store, _: store.get("a/b"),
+    "size": lambda store, _: store.size_bytes("a/b"),
+    "exists": lambda store, _: store.exists("a/b"),
+    "put": lambda store, _: store.put_new("a/b", bytes(1000)),
+    "put a file": lambda store, folder: store.put_new_file("a/b", big_file(folder, 1000)),
+    "put a big file": lambda store, folder: store.put_new_file("a/b", big_file(folder, 9 * MIB)),
+    "list": lambda store, _: store.list("a"),
+    "prove": lambda store, _: prove_root(store.root),
+}
+first = pytest.mark.parametrize("ask", FIRST.values(), ids=FIRST.keys())
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
@@ -115,23 +128,41 @@ def test_a_gateway_that_commits_over_what_is_there_asks_for_a_sole_writer_and_is
     ],
     ids=["wrong secret", "unknown key"],
 )
-def test_credentials_that_are_wrong_are_one_clear_error(bucket: Bucket, environment: dict[str, str], message: str) -> None:
+@first
+def test_credentials_that_are_wrong_are_one_clear_error_of_the_first_request(
+    bucket: Bucket, tmp_path: Path, environment: dict[str, str], message: str, ask: Callable[[S3Store, Path], object]
+) -> None:
     with set_in_environment(environment), pytest.raises(ConfigError, match=message) as refused:
-        prove_root(bucket.root)
+        ask(S3Store(bucket.root), tmp_path)
 
     assert "not-the-secret" not in str(refused.value)
 
 
-def test_a_bucket_that_is_not_there_is_one_clear_error(bucket: Bucket) -> None:
+@first
+def test_a_bucket_that_is_not_there_is_one_clear_error_of_the_first_request(
+    bucket: Bucket, tmp_path: Path, ask: Callable[[S3Store, Path], object]
+) -> None:
     with pytest.raises(ConfigError, match=r"s3://no-such-bucket: there is no such bucket; make it, or correct --root"):
-        prove_root("s3://no-such-bucket")
+        ask(S3Store("s3://no-such-bucket"), tmp_path)
 
 
-def test_a_bucket_of_somebody_else_is_one_clear_error(gateway: Radosgw, bucket: Bucket) -> None:
+def test_a_bucket_of_somebody_else_is_one_clear_error(gateway: Radosgw, bucket: Bucket, tmp_path: Path) -> None:
     theirs = gateway.bucket("theirs")
 
-    with pytest.raises(ConfigError, match="these credentials may not do that; grant them read and write on the bucket"):
-        prove_root(theirs.root)
+    for ask in FIRST.values():
+        with pytest.raises(ConfigError, match="these credentials may not do that; grant them read and write on the bucket"):
+            ask(S3Store(theirs.root), tmp_path)
+
+
+@pytest.mark.parametrize("first", ["put", "put a file", "put a big file"])
+def test_the_first_write_to_a_full_bucket_is_one_clear_error(gateway: Radosgw, tmp_path: Path, first: str) -> None:
+    full = gateway.bucket(f"full-{first.replace(' ', '-')}", quota_bytes=1)
+
+    with set_in_environment(full.environment):
+        with pytest.raises(StorageFull, match=r"no room for object 'a/b' \(QuotaExceeded\); free space and run again"):
+            FIRST[first](S3Store(full.root), tmp_path)
+
+        assert not S3Store(full.root).exists("a/b")
 
 
 def test_a_bucket_that_is_full_is_one_clear_error_and_leaves_no_parts(

@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 from prunella.errors import ConfigError
+from prunella.storage.refusals import credentials_advice
 
 #: Seconds until a connection, or a silent one, counts as lost. Source: own choice 2026-11; healthy answers take milliseconds.
 _CONNECT_TIMEOUT_S = 5
@@ -59,6 +60,8 @@ def _meaning(error: Exception) -> str:
     """What is wrong with the settings. Never with an `@` in it: an endpoint may hold a password."""
     from botocore.exceptions import ProfileNotFound
 
+    if (advice := credentials_advice(error)) is not None:
+        return f"{advice} ({type(error).__name__})"
     found = str(error) if "@" not in str(error) else "one that is not shown, because it may hold a password"
     if isinstance(error, ProfileNotFound):
         return f"expected AWS_PROFILE to name a profile of the AWS configuration files, found: {found}; correct it or add one"

@@ -37,7 +37,7 @@ from prunella.storage.parts import (
     in_parallel,
     part_size,
 )
-from prunella.storage.refusals import UploadLost, existing, require, translated
+from prunella.storage.refusals import UploadLost, existing, is_wordless, require, translated
 from prunella.storage.store import LOOKS, Content, Stamp, TransferCut, aside, check_key, content_of, dropped_too_soon
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class S3Store:
         self._client = make_client(self._root)
         self._uploads: dict[str, Upload] = {}
         self._unproven: dict[tuple[str, str], str] = {}
+        self._is_bucket_seen = False
         self._cuts: dict[str, Cut] = {}
         self._cache = ObjectCache(self._root, limit_bytes=cache_limit_bytes())
         self.moves = 0
@@ -254,11 +255,10 @@ class S3Store:
             return content
 
     def exists(self, key: str) -> bool:
-        try:
-            self._call(key, "head_object")
-        except KeyMissing:
-            return False
-        return True
+        if self._find(key) is not None:
+            return True
+        self._see_bucket(key)
+        return False
 
     def size_bytes(self, key: str) -> int:
         return int(self._head(key)["ContentLength"])
@@ -380,6 +380,7 @@ class S3Store:
         target = target or aside(key)
         found, moved = self._find(key), self._find(target)
         if found is None and moved is None:
+            self._see_bucket(key)
             raise KeyMissing(f"{self._root}: no object {key!r}")
         if found is not None:
             if moved is None:
@@ -413,20 +414,46 @@ class S3Store:
     def _key(self, key: str) -> str:
         return self._prefix + check_key(key)
 
-    def _find(self, key: str) -> dict[str, Any] | None:
-        """As `_head`, or None where there is no object."""
-        try:
-            return self._head(key)
-        except KeyMissing:
-            return None
-
     def _head(self, key: str) -> dict[str, Any]:
-        """What the server says of an object.
+        """As `_find`. Raises KeyMissing, once the bucket was seen."""
+        found = self._find(key)
+        if found is None:
+            self._see_bucket(key)
+            raise KeyMissing(f"{self._root}: no object {key!r}")
+        return found
+
+    def _find(self, key: str) -> dict[str, Any] | None:
+        """What the server says of an object, or None where it says that it has none, though perhaps for want of the bucket.
 
         All three or nothing: a length that was cut between two of its digits is another length, and nothing tells but that
         what comes after it did not come. Where the length comes last, a download still compares it with what it gets.
         """
-        return self._call(key, "head_object", "ETag", "LastModified", "ContentLength")
+        try:
+            return self._call(key, "head_object", "ETag", "LastModified", "ContentLength")
+        except KeyMissing:
+            return None
+        except PrunellaError as error:
+            if not is_wordless(error):
+                raise
+            if self._is_served(key):
+                raise StorageUnavailable(
+                    f"{self._root}: object {key!r} was refused, and not when asked again: {error}"
+                ) from error
+            return None
+
+    def _see_bucket(self, key: str) -> None:
+        """Make sure, once, that there is a bucket that an object may be missing in. Raises ConfigError."""
+        if not self._is_bucket_seen:
+            self._is_served(key)
+            self._is_bucket_seen = True
+
+    def _is_served(self, key: str) -> bool:
+        """Whether there is an object, asked so that a refusal, which is raised, comes with its reason."""
+        try:
+            self._call(key, "get_object", Range="bytes=0-0")["Body"].close()
+        except KeyMissing:
+            return False
+        return True
 
     def _write(self, key: str, operation: str, *fields: str, **arguments: Any) -> dict[str, Any]:
         """As `_call`. What a write misses is its upload; the server's word for that may have been cut off its answer."""
@@ -440,6 +467,7 @@ class S3Store:
         with translated(self._root, key):
             answer: dict[str, Any] = getattr(self._client, operation)(Bucket=self._bucket, Key=self._key(key), **arguments)
         self.moves += 1
+        self._is_bucket_seen = True
         require(self._root, key, answer, *fields)
         return answer
 
