@@ -1,16 +1,20 @@
 """Which checkpoints an experiment has, what is known of each, and which of them may go. Needs no torch.
 
 Everything is a fold over the ledger's dense keys; there is no `latest` file that could lie. Retention never touches the
-newest verified checkpoint nor the best, and never a manifest, a verdict or a mark: those are evidence.
+newest verified checkpoint nor the best, and never a manifest, a verdict or a mark: those are evidence. What was on its way to
+the store when its writer died goes once that writer's attempt has lost its token.
 """
 
+import functools
+import logging
 import math
+import re
 import time
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from prunella.errors import KeyExists
+from prunella.errors import Fenced, KeyExists, PrunellaError
 from prunella.ledger import Ledger
 from prunella.records import (
     CheckpointManifest,
@@ -21,6 +25,8 @@ from prunella.records import (
     ValidationRecord,
     Verdict,
 )
+
+logger = logging.getLogger(__name__)
 
 #: Objects of a checkpoint that stay for ever.
 _EVIDENCE = ("manifest.json", "verdict.json", "promoted.json", "revoked.json", "pruned.json")
@@ -157,6 +163,7 @@ def prune(ledger: Ledger, *, keep_last: int, keep_every: int, is_dry_run: bool) 
     for status in checkpoints:
         if status in released or status.state is CheckpointState.PRUNED:
             _delete_data(ledger, status.manifest.name)
+    clear_unfinished(ledger)
     return released
 
 
@@ -201,3 +208,36 @@ def _delete_data(ledger: Ledger, name: str) -> None:
     for leaf in ledger.store.list(prefix):
         if leaf not in _EVIDENCE:
             ledger.store.delete(f"{prefix}/{leaf}")
+
+
+def clear_unfinished(ledger: Ledger) -> None:
+    """Forget what attempts that lost their token had on its way to the store: uploads in parts, temporary files.
+
+    Whoever holds the token may be writing, so that what is his stays, also when he is dead: the next attempt clears it. Nothing
+    depends on this, so that a store that does not list such things fails nobody.
+    """
+    may_write = functools.cache(lambda segment, attempt: _may_write(ledger, segment, attempt))
+
+    def is_dead(key: str) -> bool:
+        of_attempt = re.match(rf"{re.escape(ledger.checkpoints_prefix)}/(\d+)-(\d+)-\d+/", key)
+        return of_attempt is not None and not may_write(int(of_attempt[1]), int(of_attempt[2]))
+
+    try:
+        cleared = ledger.store.clear_unfinished(ledger.checkpoints_prefix, is_dead)
+    except PrunellaError as error:
+        logger.warning("unfinished_uploads_left prefix=%s error=%s", ledger.checkpoints_prefix, error)
+        return
+    for key in cleared:
+        logger.warning("unfinished_upload_cleared key=%s", key)
+
+
+def _may_write(ledger: Ledger, segment: int, attempt: int) -> bool:
+    """Whether an attempt may write: it holds its token, or nobody knows of it."""
+    opened = next((found for found in ledger.attempts(segment) if found.attempt == attempt), None)
+    if opened is None:
+        return True
+    try:
+        ledger.check_token(segment=segment, attempt=attempt, run_index=opened.run_index)
+    except Fenced:
+        return False
+    return True

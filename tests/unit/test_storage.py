@@ -169,6 +169,22 @@ def test_a_writer_killed_half_way_leaves_no_object(store: FolderStore) -> None:
     assert store.list("a") == []
 
 
+def test_what_a_killed_writer_left_goes_where_nobody_may_write_any_more(store: FolderStore) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "from prunella.storage import folder\n"
+        "folder._fsync = lambda path: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "folder.FolderStore(sys.argv[1]).put_new(sys.argv[2], b'half')\n"
+    )
+    for key in ("all/old/b", "all/living/b"):
+        subprocess.run([sys.executable, "-c", program, store.root, key], check=False)
+
+    cleared = store.clear_unfinished("all", lambda key: key.startswith("all/old/"))
+
+    assert [path.parent.name for path in _leftovers(store)] == ["living"]
+    assert len(cleared) == 1
+
+
 def test_a_root_that_is_no_folder_is_out_of_reach(tmp_path: Path) -> None:
     (tmp_path / "root").write_text("a file")
     store = FolderStore(str(tmp_path / "root"))

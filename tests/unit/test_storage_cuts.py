@@ -365,6 +365,27 @@ def test_a_part_that_was_thrown_away_costs_a_new_upload_and_leaves_no_old_one(
     assert unfinished_uploads(store) == []
 
 
+@pytest.mark.parametrize("is_away", [False, True], ids=["parts refused", "all refused"])
+def test_when_patience_ends_the_upload_is_aborted_or_the_failure_to_is_told_and_the_error_is_the_first_one(
+    store: S3Store, network: Network, tmp_path: Path, caplog: pytest.LogCaptureFixture, is_away: bool
+) -> None:
+    began = False
+
+    def draw(method: str, path: str) -> tuple[str, float]:
+        nonlocal began
+        began = began or "partNumber=3" in path
+        return "503" if "partNumber=3" in path or (is_away and began) else "", 0.0
+
+    network.schedule.draw = draw  # type: ignore[method-assign]
+    impatient = StorageConfig(retry_s=0.1, first_delay_s=0.001, max_delay_s=0.002)
+
+    with pytest.raises(StorageUnavailable, match=r"'a/big' is out of reach \((ServiceUnavailable|503)\); gave up after 0.1 s"):
+        RetryingStore(network.store, impatient).put_new_file("a/big", big_file(tmp_path, 20 * MIB))
+
+    assert len(unfinished_uploads(store)) == (1 if is_away else 0)
+    assert ("upload_not_aborted key=a/big" in caplog.text) == is_away
+
+
 # ------------------------------------------------------------------------------------------------ bytes that flip on their way
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from prunella import codec
-from prunella.checkpoint_history import recent_checkpoints, verified_before
+from prunella.checkpoint_history import clear_unfinished, recent_checkpoints, verified_before
 from prunella.config import Config
 from prunella.errors import Cause, ConfigError, KeyExists, PrunellaError
 from prunella.fleet.lifecycle import Fleet
@@ -193,7 +193,9 @@ def _stop_leftovers(ledger: Ledger, run: SegmentRun) -> None:
 
 
 def open_attempt(run: SegmentRun, rung: int) -> tuple[str, ...]:
-    """Take the token, repair data if that is what failed, find the resume point; returns the keys of the gate requests.
+    """Take the token, clear away what those before left half sent, repair data if that is what failed, find the resume point.
+
+    Returns the keys of the gate requests.
 
     Raises:
         KeyExists: another run took the token first.
@@ -202,6 +204,7 @@ def open_attempt(run: SegmentRun, rung: int) -> tuple[str, ...]:
     config = ledger.config()
     attempt = run.attempt(ledger, rung) or _take_token(ledger, run, rung, config)
     if ledger.resume_point(run.segment, attempt.attempt) is None:
+        clear_unfinished(ledger)
         _repair_data(ledger, run, attempt)
         _put_resume_point(ledger, run, attempt)
     return tuple(_request_gate(ledger, run, attempt, node.name) for node in attempt.nodes)

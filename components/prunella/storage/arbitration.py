@@ -82,8 +82,13 @@ def _is_replaced_by_parts(bucket: S3Store, patient: RetryingStore, key: str) -> 
 
 def _is_refused(bucket: S3Store, patient: RetryingStore, key: str) -> bool:
     upload = patient.wait_out(key, lambda: bucket.begin(key))
-    patient.wait_out(key, lambda: bucket.send_part(key, upload, 1, _SECOND))
-    is_refused = patient.wait_out(key, lambda: _is_commit_refused(bucket, key, upload))
+    try:
+        patient.wait_out(key, lambda: bucket.send_part(key, upload, 1, _SECOND))
+        is_refused = patient.wait_out(key, lambda: _is_commit_refused(bucket, key, upload))
+    except PrunellaError:
+        with contextlib.suppress(PrunellaError):  # as in `_probe`
+            bucket.abort(key, upload)
+        raise
     patient.wait_out(key, lambda: bucket.abort(key, upload))
     return is_refused
 

@@ -87,6 +87,18 @@ class FolderStore:
         with self._translated(key):
             self._path(key).unlink(missing_ok=True)
 
+    def give_up(self, key: str) -> None:
+        return  # a put that fails takes its temporary file with it
+
+    def clear_unfinished(self, prefix: str, is_dead: Callable[[str], bool]) -> tuple[str, ...]:
+        """A temporary file does not say whose it is: `is_dead` is told its own key, beside that of the object."""
+        with self._translated(prefix):
+            found = {str(path.relative_to(self._root)): path for path in self._path(prefix).rglob(f"{_TEMPORARY}-*")}
+            dead = tuple(key for key in sorted(found) if is_dead(key))
+            for key in dead:
+                found[key].unlink(missing_ok=True)
+        return dead
+
     def set_aside(self, key: str, target: str | None = None) -> str:
         target = target or aside(key)
         with self._translated(key):

@@ -21,9 +21,9 @@ def longest_silence_s(settings: StorageConfig) -> float:
     """How long a `RetryingStore` over a bucket may show no progress before it gives up, in seconds.
 
     Its first try fails in silence, and patience begins; the last try begins up to one delay after patience has ended, and fails
-    in silence too.
+    in silence too, as does the request by which what it began is forgotten.
     """
-    return REQUEST_SILENCE_S + settings.retry_s + settings.max_delay_s + REQUEST_SILENCE_S
+    return REQUEST_SILENCE_S + settings.retry_s + settings.max_delay_s + 2 * REQUEST_SILENCE_S
 
 
 class WrappedStore:
@@ -85,6 +85,12 @@ class WrappedStore:
 
     def delete(self, key: str) -> None:
         self._call(key, lambda: self._inner.delete(key))
+
+    def give_up(self, key: str) -> None:
+        self._inner.give_up(key)  # once: it is the end of a call that was waited for already
+
+    def clear_unfinished(self, prefix: str, is_dead: Callable[[str], bool]) -> tuple[str, ...]:
+        return self._call(prefix, lambda: self._inner.clear_unfinished(prefix, is_dead))
 
     def set_aside(self, key: str, target: str | None = None) -> str:
         place = target or aside(key)  # chosen once: each try means the same place
@@ -157,7 +163,11 @@ class RetryingStore(WrappedStore):
         def put() -> None:
             mine.append(self._inner.put_new_file(key, path, keep_copy=keep_copy))
 
-        self._put(key, put, lambda: self._inner.measure(key) == content_of(path))
+        try:
+            self._put(key, put, lambda: self._inner.measure(key) == content_of(path))
+        except StorageUnavailable:
+            self.give_up(key)
+            raise
         return mine[0] if mine else content_of(path)
 
     def _put(self, key: str, put: Callable[[], None], is_mine: Callable[[], bool]) -> None:

@@ -183,11 +183,17 @@ class S3Store:
             for number in in_parallel(send, range(1, -(-size_bytes // part_bytes) + 1)):
                 hash_part(sha256, descriptor, (number - 1) * part_bytes, part_bytes)
 
+    def give_up(self, key: str) -> None:
+        self._give_up(key, self._uploads.get(key))
+
     def _give_up(self, key: str, upload: Upload | None) -> None:
         self._uploads.pop(key, None)
-        if upload is not None:
-            with contextlib.suppress(PrunellaError):  # the bucket's own rule for unfinished uploads clears it
-                self.abort(key, upload)
+        if upload is None:
+            return
+        try:
+            self.abort(key, upload)
+        except PrunellaError as error:  # the next attempt clears it, or the bucket's own rule for unfinished uploads
+            logger.warning("upload_not_aborted key=%s error=%s", key, error)
 
     def _prove(self, key: str, etag: str, sent: str, is_whole: Callable[[], bool]) -> str:
         """Look whether what is there now is what the server said it took (proxies have said so and kept nothing), and that
@@ -245,6 +251,23 @@ class S3Store:
         """Forget the parts; an upload that is not there any more is fine."""
         with contextlib.suppress(UploadLost):
             self._write(key, "abort_multipart_upload", UploadId=upload.upload_id)
+
+    def clear_unfinished(self, prefix: str, is_dead: Callable[[str], bool]) -> tuple[str, ...]:
+        dead = [(key, upload) for key, upload in self._unfinished(prefix) if is_dead(key)]
+        for key, upload in dead:
+            self.abort(key, upload)
+        return tuple(key for key, _ in dead)
+
+    def _unfinished(self, prefix: str) -> Iterator[tuple[str, Upload]]:
+        """Uploads under a prefix that were begun, by whomever."""
+        with translated(self._root, prefix):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._bucket, Prefix=f"{self._key(prefix)}/"
+            )
+            for page in pages:
+                require(self._root, prefix, page, "IsTruncated")
+                for entry in page.get("Uploads", []):
+                    yield entry["Key"].removeprefix(self._prefix), Upload(upload_id=entry["UploadId"])
 
     # -------------------------------------------------------------------------------- reading
 

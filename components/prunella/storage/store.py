@@ -110,6 +110,16 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object that retention released; absent is fine."""
 
+    def give_up(self, key: str) -> None:
+        """Forget what puts of this object that failed have left of it, for nobody tries again. Raises nothing."""
+
+    def clear_unfinished(self, prefix: str, is_dead: Callable[[str], bool]) -> tuple[str, ...]:
+        """Forget what died with those who were writing objects under `prefix`; returns the keys. For clean-up only.
+
+        Args:
+            is_dead: told a key; whether nobody may write there any more. What somebody may still finish stays.
+        """
+
     def set_aside(self, key: str, target: str | None = None) -> str:
         """Move a damaged object out of the way, so that it can be written again; returns where it went.
 
