@@ -1,9 +1,9 @@
 """A proxy that misbehaves between a client and an S3 server, by a schedule that a seed determines.
 
-It cuts requests and answers at any byte, of their headers too, delays, answers 500, 503 and SlowDown, goes away for a moment
-in which nobody gets an answer, and lies: it says that a write succeeded and throws it away. Each request draws its fault;
-`faults` lists what was done, so that a test can say that something was, and `requests` what was asked for. Where a test asks
-for it, it also flips a byte, drips, or hides the MD5s of what is stored.
+It cuts requests and answers at any byte, of their headers and status lines too, delays, answers 500, 503 and SlowDown, goes
+away for a moment in which nobody gets an answer, and lies: it says that a write or a deletion succeeded and throws it away.
+Each request draws its fault; `faults` lists what was done, so that a test can say that something was, and `requests` what was
+asked for. Where a test asks for it, it also flips a byte, drips, or hides the MD5s of what is stored.
 """
 
 import random
@@ -22,6 +22,7 @@ ODDS = {
     "cut the request": 0.05,
     "cut the answer": 0.05,
     "cut the headers": 0.05,
+    "cut the status line": 0.02,
     "lose the answer": 0.04,
     "500": 0.03,
     "503": 0.03,
@@ -66,7 +67,7 @@ class Schedule:
             names, odds = [*ODDS, ""], [*ODDS.values(), 1.0 - sum(ODDS.values())]
             fault = self._random.choices(names, odds)[0]
             where = self._random.random()
-            if self.is_off or (fault == "lie" and method != "PUT"):
+            if self.is_off or (fault == "lie" and method not in ("PUT", "POST", "DELETE")):
                 fault = ""
             if fault:
                 self.faults.append(fault)
@@ -162,7 +163,7 @@ def _handler(upstream: str, schedule: Schedule) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", length if self.command == "HEAD" and length else str(len(content)))
             for name, value in headers.items():
                 self.send_header(name, value)
-            if self.fault == "cut the headers":
+            if self.fault in ("cut the headers", "cut the status line"):
                 self.cut_headers()
                 return
             self.end_headers()
@@ -173,10 +174,13 @@ def _handler(upstream: str, schedule: Schedule) -> type[BaseHTTPRequestHandler]:
                 self.hang_up()
 
         def cut_headers(self) -> None:
-            """Somewhere behind the status line: a cut inside that is an answer that was lost."""
+            """From the first byte on: inside the status line, or somewhere behind it."""
             status, *headers = self._headers_buffer
             rest = b"".join(headers)
-            self._headers_buffer = [status, rest[: int(len(rest) * self.where)]]
+            if self.fault == "cut the status line":
+                self._headers_buffer = [status[: int(len(status) * self.where)]]
+            else:
+                self._headers_buffer = [status, rest[: int(len(rest) * self.where)]]
             self.flush_headers()
             self.hang_up()
 

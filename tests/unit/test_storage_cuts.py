@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import EndpointConnectionError
+from botocore.utils import parse_timestamp
 
 from buckets import Bucket, big_file, set_in_environment
 from fault_proxy import FLIP_ANSWER, FLIP_REQUEST, Schedule, fault_proxy
@@ -169,6 +170,13 @@ def test_an_etag_that_was_cut_is_none(etag: str | None) -> None:
 @pytest.mark.parametrize("etag", ['"abc"', "abc"])
 def test_an_etag_may_be_quoted_or_not(etag: str) -> None:
     require("s3://bucket", "a", {"ETag": etag}, "ETag")
+
+
+@pytest.mark.filterwarnings("ignore:tzname")
+@pytest.mark.parametrize("header", ["Sun, 22 Nov 2026 10:34:17 GM", "Sun, 22 Nov 2026 10:34:17", "Sun, 22 Nov 2026 10:3"])
+def test_a_time_that_was_cut_is_none(header: str) -> None:
+    with pytest.raises(StorageUnavailable, match="found no whole LastModified"):
+        require("s3://bucket", "a", {"LastModified": parse_timestamp(header)}, "LastModified")
 
 
 def test_parts_that_are_not_called_by_their_md5_tell_no_etag_of_the_whole() -> None:

@@ -9,6 +9,7 @@ nor a missing bucket from a missing object (`is_wordless`). Whoever got one asks
 
 import contextlib
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 from prunella.errors import ConfigError, KeyExists, KeyMissing, PrunellaError, StorageFull, StorageUnavailable
@@ -80,7 +81,9 @@ def require(root: str, key: str, answer: dict[str, Any], *fields: str) -> None:
 
 
 def _is_cut(value: object) -> bool:
-    """Whether a quoted ETag lacks its second quote."""
+    """Whether a quoted ETag lacks its second quote, or a time its zone, which stands at its end."""
+    if isinstance(value, datetime):
+        return value.tzinfo is None
     return isinstance(value, str) and value.startswith('"') and (len(value) == 1 or not value.endswith('"'))
 
 

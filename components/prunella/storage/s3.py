@@ -396,7 +396,12 @@ class S3Store:
     # -------------------------------------------------------------------------------- removing
 
     def delete(self, key: str) -> None:
-        self._call(key, "delete_object")
+        found = self._find(key)
+        if found is not None:
+            self._call(key, "delete_object")
+            left = self._find(key)
+            if left is not None and _version(left) == _version(found):
+                raise StorageUnavailable(f"{self._root}: object {key!r} was deleted, and is still there")
         self._cache.drop(key)
 
     def set_aside(self, key: str, target: str | None = None) -> str:
@@ -420,7 +425,7 @@ class S3Store:
                 raise StorageUnavailable(f"{self._root}: object {key!r}: the answer to its copying lacks {error}") from error
 
     def _remove_copied(self, key: str, found: dict[str, Any], target: str) -> None:
-        """Delete an object that was copied, once the copy is seen; and see it gone, for a deletion may be thrown away too."""
+        """Delete an object that was copied, once the copy is seen."""
         copied = self._find(target)
         if copied is None or copied["ContentLength"] != found["ContentLength"]:
             raise StorageUnavailable(
@@ -428,9 +433,6 @@ class S3Store:
                 f"{copied['ContentLength'] if copied else 'none'}; nothing was deleted"
             )
         self.delete(key)
-        left = self._find(key)
-        if left is not None and _version(left) == _version(found):
-            raise StorageUnavailable(f"{self._root}: object {key!r} was deleted, and is still there")
 
     # -------------------------------------------------------------------------------- shared
 
