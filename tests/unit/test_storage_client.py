@@ -3,6 +3,7 @@
 No server is asked: the request is caught before it is sent.
 """
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from prunella.errors import ConfigError
 from prunella.storage import S3Store, open_store
+from prunella.storage.parts import Upload
 
 ROOT = "s3://bucket/x"
 
@@ -46,6 +48,32 @@ def url_asked_for(key: str) -> str:
     with pytest.raises(_AskedError) as asked:
         store.exists(key)
     return str(asked.value)
+
+
+@pytest.mark.parametrize("endpoint", ["http://s3.example.com", "https://s3.example.com"])
+def test_what_is_put_is_signed_by_its_md5_alone_and_everything_else_whole(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+    monkeypatch.setenv("AWS_REGION", "eu-north-1")
+    store, requests = S3Store(ROOT), list[Any]()
+
+    def catch(request: Any, **_arguments: Any) -> None:
+        requests.append(request)
+        raise _AskedError(request.url)
+
+    store._client.meta.events.register("before-send.s3", catch)
+    for ask in (
+        lambda: store.put_new("a/b", b"content"),
+        lambda: store.commit("a/b", Upload(upload_id="1", done={1: '"e"'})),
+    ):
+        with pytest.raises(_AskedError):
+            ask()
+
+    put, commit = (request.headers for request in requests)
+    assert put["X-Amz-Content-SHA256"] == b"UNSIGNED-PAYLOAD"
+    assert b"content-md5;" in put["Authorization"]
+    assert commit["X-Amz-Content-SHA256"] == hashlib.sha256(requests[1].body).hexdigest().encode()
 
 
 @pytest.mark.parametrize(
