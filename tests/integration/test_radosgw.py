@@ -14,6 +14,7 @@ from fault_proxy import FLIP_REQUEST, Schedule, fault_proxy
 from prunella.config import StorageConfig
 from prunella.errors import ConfigError, KeyExists, KeyMissing, StorageFull
 from prunella.storage import RetryingStore, S3Store, prove_root
+from prunella.storage.parts import MAX_PARTS
 from radosgw import Radosgw, radosgw_server
 
 MIB = 2**20
@@ -209,6 +210,22 @@ def test_an_upload_of_which_a_part_was_cut_or_damaged_sends_that_part_again_and_
             RetryingStore(S3Store(store.root), PATIENT).put_new_file("a/big", path)
 
     assert parts_sent(schedule) == Counter(range(1, 14)) + Counter([5])
+    assert store.get("a/big") == path.read_bytes()
+
+
+def test_a_server_that_checks_what_was_signed_is_found_out_and_believed_of_each_part(
+    bucket: Bucket, store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = big_file(tmp_path, 20 * MIB)
+    monkeypatch.setattr("prunella.storage.s3.SIGNED_ALONE_BYTES", 20 * MIB)
+    monkeypatch.setattr("prunella.storage.s3.etag_of", lambda _: pytest.fail("an MD5 was computed"))
+    with fault_proxy(bucket.environment["AWS_ENDPOINT_URL_S3"], 0) as (address, schedule):
+        flips = iter([FLIP_REQUEST])
+        monkeypatch.setattr(schedule, "draw", lambda _, path: (next(flips, "") if part_number(path) == 2 else "", 0.5))
+        with set_in_environment({"AWS_ENDPOINT_URL_S3": address}):
+            RetryingStore(S3Store(store.root), PATIENT).put_new_file("a/big", path)
+
+    assert parts_sent(schedule) == Counter([1, 2, 2, 3, MAX_PARTS])
     assert store.get("a/big") == path.read_bytes()
 
 

@@ -19,7 +19,7 @@ from fault_proxy import FLIP_ANSWER, FLIP_REQUEST, Schedule, fault_proxy
 from prunella.config import StorageConfig
 from prunella.errors import KeyExists, StorageUnavailable
 from prunella.storage import RetryingStore, S3Store, client, prove_root
-from prunella.storage.parts import etag_of_parts, in_parallel
+from prunella.storage.parts import MAX_PARTS, etag_of_parts, in_parallel
 from prunella.storage.refusals import require
 from prunella.storage.store import TransferCut
 
@@ -415,6 +415,22 @@ def test_a_file_whose_byte_flipped_on_its_way_up_is_sent_again(
     assert told.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert len([request for request in network.asked("DELETE") if request.endswith("a/b")]) == 1
     assert unfinished_uploads(store) == []
+
+
+def test_a_server_that_takes_what_was_not_signed_is_sent_no_part_without_an_md5(
+    store: S3Store, network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = big_file(tmp_path, 20 * MIB)
+    monkeypatch.setattr("prunella.storage.s3.SIGNED_ALONE_BYTES", 20 * MIB)
+    network.strike(FLIP_REQUEST, method="PUT", holds="partNumber=2")
+
+    network.patient.put_new_file("a/b", path)
+
+    assert network.asked("PUT", f"partNumber={MAX_PARTS}") != []
+    assert len([request for request in network.asked("DELETE") if request.endswith("a/b")]) == 1, (
+        "the damaged object was removed"
+    )
+    assert store.get("a/b") == path.read_bytes()
 
 
 @SIZES

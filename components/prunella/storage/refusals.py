@@ -62,6 +62,8 @@ _REFUSED = {
     "BadRequest": _UNEXPLAINED,
     "400": _UNEXPLAINED,
 }
+#: Refusals of what arrived otherwise than it was signed. Source: the error codes of Amazon S3, Ceph 16 and MinIO, 2026-11.
+_ALTERED = {"XAmzContentSHA256Mismatch", "BadDigest", "SignatureDoesNotMatch"}
 #: Refusals that came without a word.
 _WORDLESS = {"400", "403", "404"}
 
@@ -113,6 +115,11 @@ def is_wordless(error: PrunellaError) -> bool:
     """Whether the server refused something, or did not find it, without a word."""
     response = getattr(error.__cause__, "response", None) or {}
     return _code(response) in _WORDLESS
+
+
+def is_altered(error: PrunellaError) -> bool:
+    """Whether the server refused something because it was not what was signed."""
+    return _code(getattr(error.__cause__, "response", None) or {}) in _ALTERED
 
 
 def credentials_advice(error: Exception) -> str | None:

@@ -3,7 +3,8 @@
 Nothing is believed because it was answered: what was put is looked for, what is needed of an answer is asked for by name, and
 what is moved is removed only where it is seen to have arrived. A put has succeeded once the ETag of what is there is the MD5
 of the bytes that we sent (of several parts, the MD5 of their MD5s); where ETags are no MD5s (SSE-KMS and the like), once the
-object was read back with the sha256 of those bytes. One that holds others is removed, and sent again.
+object was read back with the sha256 of those bytes. One that holds others is removed, and sent again. A server that was seen
+to refuse bytes other than those signed is believed of each part, which saves the MD5 of big files.
 
 Retrying is the business of `RetryingStore`, so every call can be repeated: big files travel in parts, and a call that is tried
 again moves only the parts that are missing. Whether the bucket honours `If-None-Match` is found out where an experiment is
@@ -24,8 +25,11 @@ from prunella.errors import ConfigError, KeyExists, KeyMissing, PrunellaError, S
 from prunella.storage.cache import ObjectCache, cache_limit_bytes, link_or_copy
 from prunella.storage.client import make_client
 from prunella.storage.parts import (
+    MAX_PARTS,
     PART_BYTES,
     PIECE_BYTES,
+    SIGNED_ALONE_BYTES,
+    Altered,
     Body,
     Cut,
     Upload,
@@ -37,7 +41,7 @@ from prunella.storage.parts import (
     in_parallel,
     part_size,
 )
-from prunella.storage.refusals import UploadLost, existing, is_wordless, require, translated
+from prunella.storage.refusals import UploadLost, existing, is_altered, is_wordless, require, translated
 from prunella.storage.store import LOOKS, Content, Stamp, TransferCut, aside, check_key, content_of, dropped_too_soon
 
 if TYPE_CHECKING:
@@ -65,6 +69,7 @@ class S3Store:
         self._uploads: dict[str, Upload] = {}
         self._unproven: dict[tuple[str, str], str] = {}
         self._is_bucket_seen = False
+        self._is_checking: bool | None = None
         self._cuts: dict[str, Cut] = {}
         self._cache = ObjectCache(self._root, limit_bytes=cache_limit_bytes())
         self.moves = 0
@@ -136,7 +141,8 @@ class S3Store:
             self._send_parts(key, upload, path, size_bytes, sha256)  # where the object is there: none, they are only hashed
             etag = found["ETag"] if found is not None else self.commit(key, upload)
             content = Content(size_bytes=size_bytes, sha256=sha256.hexdigest())
-            version = self._prove(key, etag, upload.etag_sent, lambda: self._read_back(key) == content)
+            sent = etag if upload.is_checked else upload.etag_sent
+            version = self._prove(key, etag, sent, lambda: self._read_back(key) == content)
         del self._uploads[key]
         return version
 
@@ -167,6 +173,7 @@ class S3Store:
 
     def _send_parts(self, key: str, upload: Upload, path: Path, size_bytes: int, sha256: "Hash") -> None:
         """Send the parts that are not there yet, while `sha256` is given the whole file."""
+        upload.is_checked = size_bytes >= SIGNED_ALONE_BYTES and self._checks_arrivals(key, upload)
         part_bytes = part_size(size_bytes)
         own = threading.local()
 
@@ -234,10 +241,25 @@ class S3Store:
         return Upload(upload_id=self._write(key, "create_multipart_upload", "UploadId")["UploadId"])
 
     def send_part(self, key: str, upload: Upload, number: int, content: bytes | memoryview) -> None:
-        sent = etag_of(content)
-        arguments = {"UploadId": upload.upload_id, "PartNumber": number, "ContentMD5": content_md5(sent)}
-        answer = self._write(key, "upload_part", "ETag", Body=Body(content), **arguments)
-        upload.done[number], upload.sent[number] = answer["ETag"], sent
+        arguments: dict[str, Any] = {"UploadId": upload.upload_id, "PartNumber": number}
+        if not upload.is_checked:
+            upload.sent[number] = etag_of(content)
+            arguments["ContentMD5"] = content_md5(upload.sent[number])
+        upload.done[number] = self._write(key, "upload_part", "ETag", Body=Body(content), **arguments)["ETag"]
+
+    def _checks_arrivals(self, key: str, upload: Upload) -> bool:
+        """Whether the server refuses bytes that are not those that were signed: then our MD5 of them tells nothing more, and it
+        is more than half of what a put costs on this side. Asked once a store, with a part that no commit names."""
+        if self._is_checking is None:
+            arguments = {"UploadId": upload.upload_id, "PartNumber": MAX_PARTS, "Body": Altered()}
+            try:
+                self._write(key, "upload_part", "ETag", **arguments)
+                self._is_checking = False
+            except PrunellaError as error:
+                if not is_altered(error):
+                    raise
+                self._is_checking = True
+        return self._is_checking
 
     def commit(self, key: str, upload: Upload) -> str:
         """Make the parts one object, if there is none; returns its ETag."""
