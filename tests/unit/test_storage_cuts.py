@@ -373,6 +373,24 @@ def test_a_part_that_was_thrown_away_costs_a_new_upload_and_leaves_no_old_one(
     assert unfinished_uploads(store) == []
 
 
+def test_a_refused_commit_whose_reason_was_cut_off_is_no_refusal_for_good(
+    store: S3Store, network: Network, tmp_path: Path
+) -> None:
+    path = big_file(tmp_path, 20 * MIB)
+    faults = {"partNumber=2": iter(["lie"]), "uploadId=": iter(["cut the headers"])}
+
+    def draw(method: str, path: str) -> tuple[str, float]:
+        holds = "partNumber=2" if method == "PUT" else "uploadId=" if method == "POST" else ""
+        return next(faults[holds], "") if holds and holds in path else "", 0.0
+
+    network.schedule.draw = draw  # type: ignore[method-assign]
+
+    network.patient.put_new_file("a/big", path)
+
+    assert [next(fault, None) for fault in faults.values()] == [None, None]
+    assert store.get("a/big") == path.read_bytes()
+
+
 @pytest.mark.parametrize("is_away", [False, True], ids=["parts refused", "all refused"])
 def test_when_patience_ends_the_upload_is_aborted_or_the_failure_to_is_told_and_the_error_is_the_first_one(
     store: S3Store, network: Network, tmp_path: Path, caplog: pytest.LogCaptureFixture, is_away: bool

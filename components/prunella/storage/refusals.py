@@ -4,7 +4,8 @@ An answer that was cut inside its headers looks whole to everything below us: Py
 end of the headers, and the SDK leaves out whatever field did not come. So whoever needs a field asks for it here.
 
 An answer to a HEAD has no body, so that its refusal is a bare number, which does not tell a wrong secret from a missing right,
-nor a missing bucket from a missing object (`is_wordless`). Whoever got one asks again, with a request that is told why.
+nor a missing bucket from a missing object (`is_wordless`). Whoever got one asks again, with a request that is told why. A bare
+400 to anything else is an answer whose reason was cut off: what is refused so for a moment is no refusal for good.
 """
 
 import contextlib
@@ -60,7 +61,6 @@ _REFUSED = {
     "405": _UNKNOWN_REQUEST,
     "501": _UNKNOWN_REQUEST,
     "BadRequest": _UNEXPLAINED,
-    "400": _UNEXPLAINED,
 }
 #: Refusals of what arrived otherwise than it was signed. Source: the error codes of Amazon S3, Ceph 16 and MinIO, 2026-11.
 _ALTERED = {"XAmzContentSHA256Mismatch", "BadDigest", "SignatureDoesNotMatch"}
