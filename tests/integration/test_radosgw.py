@@ -218,7 +218,7 @@ def test_a_server_that_checks_what_was_signed_is_found_out_and_believed_of_each_
 ) -> None:
     path = big_file(tmp_path, 20 * MIB)
     monkeypatch.setattr("prunella.storage.s3.SIGNED_ALONE_BYTES", 20 * MIB)
-    monkeypatch.setattr("prunella.storage.s3.etag_of", lambda _: pytest.fail("an MD5 was computed"))
+    monkeypatch.setattr("prunella.storage.bucket.etag_of", lambda _: pytest.fail("an MD5 was computed"))
     with fault_proxy(bucket.environment["AWS_ENDPOINT_URL_S3"], 0) as (address, schedule):
         flips = iter([FLIP_REQUEST])
         monkeypatch.setattr(schedule, "draw", lambda _, path: (next(flips, "") if part_number(path) == 2 else "", 0.5))

@@ -52,15 +52,15 @@ def key_of(ledger: Ledger, attempt: int) -> str:
 
 def unfinished(ledger: Ledger) -> list[str]:
     """Keys of the uploads that were begun and not ended."""
-    return [key for key, _ in S3Store(ledger.store.root)._unfinished("experiments")]
+    return [key for key, _ in S3Store(ledger.store.root).unfinished("experiments")]
 
 
 def parts(ledger: Ledger) -> list[Any]:
     """Parts that lie at the server for uploads that were not ended."""
     store = S3Store(ledger.store.root)
     found: list[Any] = []
-    for key, upload in store._unfinished("experiments"):
-        answer = store._client.list_parts(Bucket=store._bucket, Key=store._key(key), UploadId=upload.upload_id)
+    for key, upload in store.unfinished("experiments"):
+        answer = store._client.list_parts(Bucket=store._bucket, Key=store.name_of(key), UploadId=upload.upload_id)
         found += answer.get("Parts", [])
     return found
 

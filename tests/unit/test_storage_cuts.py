@@ -257,7 +257,7 @@ def test_of_many_parts_the_first_failure_is_raised_and_the_rest_not_begun() -> N
 def test_an_upload_that_lost_the_race_leaves_no_parts(store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = big_file(tmp_path, 9 * MIB)
     store.put_new("a/big", b"theirs")
-    monkeypatch.setattr(store, "_find", lambda key: None)  # somebody writes between the look and the commit
+    monkeypatch.setattr(store, "find", lambda key: None)  # somebody writes between the look and the commit
 
     with pytest.raises(KeyExists):
         store.put_new_file("a/big", path)

@@ -57,7 +57,7 @@ def schedule(proxy: tuple[str, Schedule], monkeypatch: pytest.MonkeyPatch) -> Sc
 def store(bucket: Bucket, client: Any, schedule: Schedule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3Store:
     """A store behind the proxy that has asked for nothing yet."""
     monkeypatch.setenv("PRUNELLA_SCRATCH", str(tmp_path / "scratch"))
-    monkeypatch.setattr("prunella.storage.s3.make_client", lambda _root: client)
+    monkeypatch.setattr("prunella.storage.bucket.make_client", lambda _root: client)
     return S3Store(f"{bucket.root}/{tmp_path.name}")
 
 

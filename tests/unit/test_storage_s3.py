@@ -139,7 +139,7 @@ def test_a_bucket_that_arbitrates_may_hold_a_ledger_and_is_left_clean(store: S3S
 
 def test_a_bucket_that_lets_every_writer_win_needs_a_word(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def put_always(self: S3Store, key: str, data: bytes) -> None:
-        self._call(key, "put_object", Body=data)
+        self.call(key, "put_object", Body=data)
 
     monkeypatch.setattr(S3Store, "put_new", put_always)
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from prunella.config import StorageConfig
 from prunella.errors import ConfigError
 from prunella.storage.arbitration import find_overwriting, try_out
+from prunella.storage.bucket import SCHEME
 from prunella.storage.cache import open_again
 from prunella.storage.folder import FolderStore
 from prunella.storage.parts import identity_of
 from prunella.storage.retrying import RetryingStore, Wait, WrappedStore, longest_silence_s
-from prunella.storage.s3 import SCHEME, S3Store
+from prunella.storage.s3 import S3Store
 from prunella.storage.store import Content, Stamp, Store, check_key, is_full, with_local_file
 
 __all__ = [

@@ -15,33 +15,28 @@ import contextlib
 import hashlib
 import logging
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prunella.errors import ConfigError, KeyExists, KeyMissing, PrunellaError, StorageUnavailable
+from prunella.storage.bucket import BucketRequests
 from prunella.storage.cache import ObjectCache, cache_limit_bytes, link_or_copy
-from prunella.storage.client import make_client
 from prunella.storage.parts import (
-    MAX_PARTS,
     PART_BYTES,
     PIECE_BYTES,
     SIGNED_ALONE_BYTES,
-    Altered,
-    Body,
     Cut,
     Upload,
     content_md5,
     etag_of,
-    etag_of_parts,
     hash_part,
     identity_of,
     in_parallel,
     part_size,
 )
-from prunella.storage.refusals import UploadLost, existing, is_altered, is_wordless, require, translated
+from prunella.storage.refusals import UploadLost, existing, translated
 from prunella.storage.store import LOOKS, Content, Stamp, TransferCut, aside, check_key, content_of, dropped_too_soon
 
 if TYPE_CHECKING:
@@ -50,33 +45,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-SCHEME = "s3"
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
-
-class S3Store:
+class S3Store(BucketRequests):
     """A store under a prefix of a bucket."""
 
     def __init__(self, root: str) -> None:
-        bucket, _, prefix = root.removeprefix(f"{SCHEME}://").strip("/").partition("/")
-        if "@" in root:
-            raise ConfigError("--root: expected s3://BUCKET/PREFIX, found credentials in it (not shown); set AWS_ACCESS_KEY_ID")
-        if not _BUCKET.fullmatch(bucket):
-            raise ConfigError(f"--root {root}: expected s3://BUCKET or s3://BUCKET/PREFIX")
-        self._root = f"{SCHEME}://{bucket}/{check_key(prefix)}" if prefix else f"{SCHEME}://{bucket}"
-        self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
-        self._client = make_client(self._root)
+        super().__init__(root)
         self._uploads: dict[str, Upload] = {}
         self._unproven: dict[tuple[str, str], str] = {}
-        self._is_bucket_seen = False
-        self._is_checking: bool | None = None
         self._cuts: dict[str, Cut] = {}
-        self._cache = ObjectCache(self._root, limit_bytes=cache_limit_bytes())
-        self.moves = 0
-
-    @property
-    def root(self) -> str:
-        return self._root
+        self._cache = ObjectCache(self.root, limit_bytes=cache_limit_bytes())
 
     @property
     def copies_limit_bytes(self) -> int | None:
@@ -113,10 +91,10 @@ class S3Store:
         """
         sent = etag_of(data)
         try:
-            answer = self._write(key, "put_object", "ETag", Body=data, ContentMD5=content_md5(sent), IfNoneMatch="*")
+            answer = self.write(key, "put_object", "ETag", Body=data, ContentMD5=content_md5(sent), IfNoneMatch="*")
         except KeyExists:
             etag = self._unproven.get((key, sent))
-            if etag is None or etag != (self._find(key) or {}).get("ETag"):
+            if etag is None or etag != (self.find(key) or {}).get("ETag"):
                 raise
         else:
             self._unproven[key, sent] = etag = answer["ETag"]
@@ -130,10 +108,10 @@ class S3Store:
         The upload outlives a cut: the next try goes on from here, and knows by their ETags the object that an earlier commit
         has made, whose answer was lost. It does not outlive any other failure.
         """
-        found, upload = self._find(key), self._upload_of(key, path)
+        found, upload = self.find(key), self._upload_of(key, path)
         if found is not None and (upload is None or not upload.has_become(found["ETag"])):
             self._give_up(key, upload)
-            raise existing(self._root, key)
+            raise existing(self.root, key)
         upload = upload or self.begin(key)
         upload.source = identity_of(path)
         self._uploads[key] = upload
@@ -173,7 +151,7 @@ class S3Store:
 
     def _send_parts(self, key: str, upload: Upload, path: Path, size_bytes: int, sha256: "Hash") -> None:
         """Send the parts that are not there yet, while `sha256` is given the whole file."""
-        upload.is_checked = size_bytes >= SIGNED_ALONE_BYTES and self._checks_arrivals(key, upload)
+        upload.is_checked = size_bytes >= SIGNED_ALONE_BYTES and self.checks_arrivals(key, upload)
         part_bytes = part_size(size_bytes)
         own = threading.local()
 
@@ -214,15 +192,15 @@ class S3Store:
 
         Returns its version.
         """
-        found = self._find(key)
+        found = self.find(key)
         if found is None:
-            raise StorageUnavailable(f"{self._root}: object {key!r} was accepted and is not there")
+            raise StorageUnavailable(f"{self.root}: object {key!r} was accepted and is not there")
         if found["ETag"] != etag:
-            raise StorageUnavailable(f"{self._root}: object {key!r} was accepted, and another is there")
+            raise StorageUnavailable(f"{self.root}: object {key!r} was accepted, and another is there")
         if etag.strip('"') != sent.strip('"') and not (is_whole() or is_whole()):  # a byte may also flip on its way down
             self.delete(key)
             raise UploadLost(
-                f"{self._root}: object {key!r}: expected the bytes that were sent, MD5 {sent}, found others, {etag}: damaged "
+                f"{self.root}: object {key!r}: expected the bytes that were sent, MD5 {sent}, found others, {etag}: damaged "
                 "on their way or there, and removed; check the network and the proxies in between"
             )
         return _version(found)
@@ -235,92 +213,33 @@ class S3Store:
         finally:
             self._cache.drop(key)
 
-    # -------------------------------------------------------------------------------- an upload in parts, request by request
-
-    def begin(self, key: str) -> Upload:
-        return Upload(upload_id=self._write(key, "create_multipart_upload", "UploadId")["UploadId"])
-
-    def send_part(self, key: str, upload: Upload, number: int, content: bytes | memoryview) -> None:
-        arguments: dict[str, Any] = {"UploadId": upload.upload_id, "PartNumber": number}
-        if not upload.is_checked:
-            upload.sent[number] = etag_of(content)
-            arguments["ContentMD5"] = content_md5(upload.sent[number])
-        upload.done[number] = self._write(key, "upload_part", "ETag", Body=Body(content), **arguments)["ETag"]
-
-    def _checks_arrivals(self, key: str, upload: Upload) -> bool:
-        """Whether the server refuses bytes that are not those that were signed: then our MD5 of them tells nothing more, and it
-        is more than half of what a put costs on this side. Asked once a store, with a part that no commit names."""
-        if self._is_checking is None:
-            arguments = {"UploadId": upload.upload_id, "PartNumber": MAX_PARTS, "Body": Altered()}
-            try:
-                self._write(key, "upload_part", "ETag", **arguments)
-                self._is_checking = False
-            except PrunellaError as error:
-                if not is_altered(error):
-                    raise
-                self._is_checking = True
-        return self._is_checking
-
-    def commit(self, key: str, upload: Upload) -> str:
-        """Make the parts one object, if there is none; returns its ETag."""
-        parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(upload.etags, start=1)]
-        arguments = {"UploadId": upload.upload_id, "MultipartUpload": {"Parts": parts}, "IfNoneMatch": "*"}
-        upload.is_commit_asked = True
-        answer = self._write(key, "complete_multipart_upload", **arguments)
-        return answer.get("ETag") or etag_of_parts(upload.etags)
-
-    def abort(self, key: str, upload: Upload) -> None:
-        """Forget the parts; an upload that is not there any more is fine."""
-        with contextlib.suppress(UploadLost):
-            self._write(key, "abort_multipart_upload", UploadId=upload.upload_id)
-
-    def clear_unfinished(self, prefix: str, is_dead: Callable[[str], bool]) -> tuple[str, ...]:
-        dead = [(key, upload) for key, upload in self._unfinished(prefix) if is_dead(key)]
-        for key, upload in dead:
-            self.abort(key, upload)
-        return tuple(key for key, _ in dead)
-
-    def _unfinished(self, prefix: str) -> Iterator[tuple[str, Upload]]:
-        """Uploads under a prefix that were begun, by whomever."""
-        with translated(self._root, prefix):
-            pages = self._client.get_paginator("list_multipart_uploads").paginate(
-                Bucket=self._bucket, Prefix=f"{self._key(prefix)}/"
-            )
-            for page in pages:
-                require(self._root, prefix, page, "IsTruncated")
-                for entry in page.get("Uploads", []):
-                    yield entry["Key"].removeprefix(self._prefix), Upload(upload_id=entry["UploadId"])
-
     # -------------------------------------------------------------------------------- reading
 
     def get(self, key: str) -> bytes:
-        answer = self._call(key, "get_object", "ContentLength")  # with it, the SDK counts what comes
-        with translated(self._root, key):
+        answer = self.call(key, "get_object", "ContentLength")  # with it, the SDK counts what comes
+        with translated(self.root, key):
             content: bytes = answer["Body"].read()
             return content
 
     def exists(self, key: str) -> bool:
-        if self._find(key) is not None:
+        if self.find(key) is not None:
             return True
-        self._see_bucket(key)
+        self.see_bucket(key)
         return False
 
     def size_bytes(self, key: str) -> int:
-        return int(self._head(key)["ContentLength"])
+        return int(self.head(key)["ContentLength"])
 
     def stamp(self, key: str) -> Stamp:
-        modified = self._head(key)["LastModified"]
+        modified = self.head(key)["LastModified"]
         return Stamp(at_ns=int(modified.timestamp() * 1e9), grain_ns=1_000_000_000)
 
     def list(self, prefix: str) -> list[str]:
-        under = f"{self._key(prefix)}/"
+        under = f"{self.name_of(prefix)}/"
         names: set[str] = set()
-        with translated(self._root, prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=under, Delimiter="/")
-            for page in pages:
-                require(self._root, prefix, page, "IsTruncated")
-                names |= {entry["Key"].removeprefix(under) for entry in page.get("Contents", [])}
-                names |= {entry["Prefix"].removeprefix(under).rstrip("/") for entry in page.get("CommonPrefixes", [])}
+        for page in self.pages(prefix, "list_objects_v2", Delimiter="/"):
+            names |= {entry["Key"].removeprefix(under) for entry in page.get("Contents", [])}
+            names |= {entry["Prefix"].removeprefix(under).rstrip("/") for entry in page.get("CommonPrefixes", [])}
         return sorted(names - {""})
 
     # -------------------------------------------------------------------------------- local copies
@@ -351,11 +270,11 @@ class S3Store:
             copy, fetched = self._copy(key, hashlib.sha256())
             with contextlib.suppress(FileNotFoundError):  # another process has dropped it since
                 return use(copy, fetched)
-        raise dropped_too_soon(self._root, key)
+        raise dropped_too_soon(self.root, key)
 
     def _copy(self, key: str, sha256: "Hash | None") -> tuple[Path, Content | None]:
         """The local copy of an object; and its content, where it was fetched now and `sha256` was given it meanwhile."""
-        found, is_fetched = self._head(key), False
+        found, is_fetched = self.head(key), False
 
         def fetch(path: Path) -> None:
             nonlocal is_fetched
@@ -394,7 +313,7 @@ class S3Store:
             for piece in self._pieces(key, first, end - 1, size_bytes):
                 start += os.pwrite(descriptor, piece, start)
             if start != end:
-                raise StorageUnavailable(f"{self._root}: object {key!r}: expected {end - first} bytes, found {start - first}")
+                raise StorageUnavailable(f"{self.root}: object {key!r}: expected {end - first} bytes, found {start - first}")
             done.add(first)
 
         part_bytes = part_size(size_bytes)
@@ -406,11 +325,11 @@ class S3Store:
 
     def _pieces(self, key: str, first: int, last: int, size_bytes: int) -> Iterator[bytes]:
         """A range of an object of that size, piece by piece."""
-        answer = self._call(key, "get_object", "ContentRange", Range=f"bytes={first}-{last}")
+        answer = self.call(key, "get_object", "ContentRange", Range=f"bytes={first}-{last}")
         wanted, found = f"bytes {first}-{last}/{size_bytes}", answer["ContentRange"]
         if found != wanted:
-            raise StorageUnavailable(f"{self._root}: object {key!r}: expected {wanted}, found {found}: cut, or replaced")
-        with translated(self._root, key):
+            raise StorageUnavailable(f"{self.root}: object {key!r}: expected {wanted}, found {found}: cut, or replaced")
+        with translated(self.root, key):
             while piece := answer["Body"].read(PIECE_BYTES):
                 self.moves += 1
                 yield piece
@@ -418,105 +337,41 @@ class S3Store:
     # -------------------------------------------------------------------------------- removing
 
     def delete(self, key: str) -> None:
-        found = self._find(key)
+        found = self.find(key)
         if found is not None:
-            self._call(key, "delete_object")
-            left = self._find(key)
+            self.call(key, "delete_object")
+            left = self.find(key)
             if left is not None and _version(left) == _version(found):
-                raise StorageUnavailable(f"{self._root}: object {key!r} was deleted, and is still there")
+                raise StorageUnavailable(f"{self.root}: object {key!r} was deleted, and is still there")
         self._cache.drop(key)
+
+    def clear_unfinished(self, prefix: str, is_dead: Callable[[str], bool]) -> tuple[str, ...]:
+        dead = [(key, upload) for key, upload in self.unfinished(prefix) if is_dead(key)]
+        for key, upload in dead:
+            self.abort(key, upload)
+        return tuple(key for key, _ in dead)
 
     def set_aside(self, key: str, target: str | None = None) -> str:
         target = target or aside(key)
-        found, moved = self._find(key), self._find(target)
+        found, moved = self.find(key), self.find(target)
         if found is None and moved is None:
-            self._see_bucket(key)
-            raise KeyMissing(f"{self._root}: no object {key!r}")
+            self.see_bucket(key)
+            raise KeyMissing(f"{self.root}: no object {key!r}")
         if found is not None:
             if moved is None:
-                self._copy_object(key, target)
+                self.copy(key, target)
             self._remove_copied(key, found, target)
         return target  # where nothing was found, an earlier try has moved it, and its answer was lost
 
-    def _copy_object(self, key: str, target: str) -> None:
-        with translated(self._root, key):
-            source = {"Bucket": self._bucket, "Key": self._key(key)}
-            try:
-                self._client.copy(source, self._bucket, self._key(target))
-            except KeyError as error:  # the SDK's own transfers take every answer for whole
-                raise StorageUnavailable(f"{self._root}: object {key!r}: the answer to its copying lacks {error}") from error
-
     def _remove_copied(self, key: str, found: dict[str, Any], target: str) -> None:
         """Delete an object that was copied, once the copy is seen."""
-        copied = self._find(target)
+        copied = self.find(target)
         if copied is None or copied["ContentLength"] != found["ContentLength"]:
             raise StorageUnavailable(
-                f"{self._root}: expected a copy of object {key!r}, {found['ContentLength']} bytes, at {target!r}, found "
+                f"{self.root}: expected a copy of object {key!r}, {found['ContentLength']} bytes, at {target!r}, found "
                 f"{copied['ContentLength'] if copied else 'none'}; nothing was deleted"
             )
         self.delete(key)
-
-    # -------------------------------------------------------------------------------- shared
-
-    def _key(self, key: str) -> str:
-        return self._prefix + check_key(key)
-
-    def _head(self, key: str) -> dict[str, Any]:
-        """As `_find`. Raises KeyMissing, once the bucket was seen."""
-        found = self._find(key)
-        if found is None:
-            self._see_bucket(key)
-            raise KeyMissing(f"{self._root}: no object {key!r}")
-        return found
-
-    def _find(self, key: str) -> dict[str, Any] | None:
-        """What the server says of an object, or None where it says that it has none, though perhaps for want of the bucket.
-
-        All three or nothing: a length that was cut between two of its digits is another length, and nothing tells but that
-        what comes after it did not come. Where the length comes last, a download still compares it with what it gets.
-        """
-        try:
-            return self._call(key, "head_object", "ETag", "LastModified", "ContentLength")
-        except KeyMissing:
-            return None
-        except PrunellaError as error:
-            if not is_wordless(error):
-                raise
-            if self._is_served(key):
-                raise StorageUnavailable(
-                    f"{self._root}: object {key!r} was refused, and not when asked again: {error}"
-                ) from error
-            return None
-
-    def _see_bucket(self, key: str) -> None:
-        """Make sure, once, that there is a bucket that an object may be missing in. Raises ConfigError."""
-        if not self._is_bucket_seen:
-            self._is_served(key)
-            self._is_bucket_seen = True
-
-    def _is_served(self, key: str) -> bool:
-        """Whether there is an object, asked so that a refusal, which is raised, comes with its reason."""
-        try:
-            self._call(key, "get_object", Range="bytes=0-0")["Body"].close()
-        except KeyMissing:
-            return False
-        return True
-
-    def _write(self, key: str, operation: str, *fields: str, **arguments: Any) -> dict[str, Any]:
-        """As `_call`. What a write misses is its upload; the server's word for that may have been cut off its answer."""
-        try:
-            return self._call(key, operation, *fields, **arguments)
-        except KeyMissing as error:
-            raise UploadLost(f"{self._root}: the upload of object {key!r} was lost") from error
-
-    def _call(self, key: str, operation: str, *fields: str, **arguments: Any) -> dict[str, Any]:
-        """One request; the answer has all of `fields`."""
-        with translated(self._root, key):
-            answer: dict[str, Any] = getattr(self._client, operation)(Bucket=self._bucket, Key=self._key(key), **arguments)
-        self.moves += 1
-        self._is_bucket_seen = True
-        require(self._root, key, answer, *fields)
-        return answer
 
 
 def _version(head: dict[str, Any]) -> str:
