@@ -25,13 +25,13 @@ READY := .venv/.ready-$(call fingerprint,dev)
 ORCHESTRATOR := .venv-orchestrator
 ORCHESTRATOR_READY := $(ORCHESTRATOR)/.ready-$(call fingerprint,orchestrator)
 ORCHESTRATOR_TESTS := pytest pytest-timeout iniconfig pluggy editables hatchling pathspec trove-classifiers tomlkit
-# Limits of the issue, in seconds; pytest is interrupted, so that it still prints what it has.
+# The most that each may take, in seconds; pytest is interrupted, so that it still prints what it has.
 TEST_LIMIT_S := 1500
 TEST_FULL_LIMIT_S := 4500
-# Tests that `make test-full` runs at a time: each waits for single processes much of its time. Whole files go to one worker,
-# because their tests share what is costly to start.
+# Tests that run at a time: each waits for single processes much of its time. Whole files go to one worker, because their tests
+# share what is costly to start.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest --durations=15 --ignore=tests/orchestrator
+PYTEST := $(BIN)/python -m pytest --durations=15 --ignore=tests/orchestrator -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 ORCHESTRATOR_PYTEST := $(ORCHESTRATOR)/bin/python -m pytest -q tests/orchestrator
 PIP_OPTIONS := --disable-pip-version-check --no-input -qq --no-deps
 
@@ -69,7 +69,7 @@ test: setup orchestrator ## Every test but the slow ones (25 minutes at most)
 .PHONY: test-full
 test-full: setup orchestrator images ## Every test; one skipped for want of a make target fails (75 minutes at most)
 	@$(ORCHESTRATOR_PYTEST)
-	@timeout --foreground --signal=INT --kill-after=60 $(TEST_FULL_LIMIT_S) $(PYTEST) --nothing-missing -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests
+	@timeout --foreground --signal=INT --kill-after=60 $(TEST_FULL_LIMIT_S) $(PYTEST) --nothing-missing tests
 
 .PHONY: check
 check: setup ## Lint, formatting, types, direction of imports

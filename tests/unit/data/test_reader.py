@@ -295,7 +295,7 @@ def one_map(bucket_store, monkeypatch):
 
 
 def test_a_shard_that_is_mapped_again_asks_nobody_and_is_not_hashed_again(one_map, bucket_store, monkeypatch):
-    monkeypatch.setattr(bucket_store, "_call", lambda *_, **__: pytest.fail("the bucket was asked"))
+    monkeypatch.setattr(bucket_store, "call", lambda *_, **__: pytest.fail("the bucket was asked"))
     monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("hashed again"))
 
     assert np.array_equal(one_map.sequence(0, 99), TOKENS)

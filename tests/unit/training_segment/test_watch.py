@@ -30,16 +30,36 @@ def agents(tmp_path: Path) -> Iterator[list[NodeProcess]]:
     kill_groups(started)
 
 
+#: What S3 calls its refusals.
+CODES = {403: "AccessDenied", 404: "NoSuchKey", 503: "SlowDown"}
+
+
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """What an S3 server says to one look after the other, as a list to be filled; the last goes on."""
     statuses: list[int] = []
 
     class Bucket(BaseHTTPRequestHandler):
+        status = 0
+
         def do_HEAD(self) -> None:
-            self.send_response(statuses.pop(0) if len(statuses) > 1 else statuses[0])
-            self.send_header("Content-Length", "0")
+            Bucket.status = statuses.pop(0) if len(statuses) > 1 else statuses[0]
+            self.say(b"")
+
+        def do_GET(self) -> None:
+            """Why the HEAD before it was refused, which has no body to say so in."""
+            self.say(f"<Error><Code>{CODES[Bucket.status]}</Code></Error>".encode())
+
+        def say(self, body: bytes) -> None:
+            self.send_response(Bucket.status)
+            for name, value in {
+                "ETag": '"e"',
+                "Last-Modified": "Sun, 22 Nov 2026 00:00:00 GMT",
+                "Content-Length": len(body),
+            }.items():
+                self.send_header(name, str(value))
             self.end_headers()
+            self.wfile.write(body)
 
         def log_message(self, *_arguments: object) -> None:
             pass
