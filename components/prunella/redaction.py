@@ -47,22 +47,24 @@ def secrets(environment: Mapping[str, str] = os.environ) -> list[str]:
 
 def redacted(text: str) -> str:
     """`text` with every secret of this process's environment masked."""
-    for secret in secrets():
+    return _without(secrets(), text)
+
+
+def _without(hidden: list[str], text: str) -> str:
+    for secret in hidden:
         text = text.replace(secret, MASK)
     return text
 
 
 def redacted_words(document: Any) -> Any:
     """An encoded record with every secret masked in the fields that hold words; all else as it is."""
-    if isinstance(document, dict):
-        return {name: _masked(item) if name in _WORDS else redacted_words(item) for name, item in document.items()}
-    return [redacted_words(item) for item in document] if isinstance(document, list) else document
+    return _masked(document, secrets(), is_words=False)
 
 
-def _masked(document: Any) -> Any:
-    """Every string of a document masked, however deep."""
+def _masked(document: Any, hidden: list[str], *, is_words: bool) -> Any:
+    """A document with every string masked that is words, or is within a field that holds words, however deep."""
     if isinstance(document, dict):
-        return {name: _masked(item) for name, item in document.items()}
+        return {name: _masked(item, hidden, is_words=is_words or name in _WORDS) for name, item in document.items()}
     if isinstance(document, list):
-        return [_masked(item) for item in document]
-    return redacted(document) if isinstance(document, str) else document
+        return [_masked(item, hidden, is_words=is_words) for item in document]
+    return _without(hidden, document) if is_words and isinstance(document, str) else document
