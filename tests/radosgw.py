@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from buckets import BUCKET, Bucket, made_bucket
+from buckets import BUCKET, Bucket, made_bucket, moto_bucket, set_in_environment
 from prunella.node_processes import free_port, kill_groups, start_on_node
 from prunella.records import NodeRef
 from waiting import wait_until
@@ -96,6 +96,13 @@ def radosgw_bucket() -> Iterator[Bucket]:
     """An empty bucket behind a gateway of its own. Skips where its programs are not installed."""
     with radosgw_server() as gateway:
         yield gateway.bucket()
+
+
+@contextmanager
+def bucket_by(server: str) -> Iterator[Bucket]:
+    """An empty bucket behind a server of its own, `moto` or `radosgw`, where the SDK finds it."""
+    with moto_bucket() if server == "moto" else radosgw_bucket() as made, set_in_environment(made.environment):
+        yield made
 
 
 @contextmanager

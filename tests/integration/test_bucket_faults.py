@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from buckets import Bucket, moto_bucket, set_in_environment
+from buckets import Bucket
 from fault_proxy import Schedule, fault_proxy
 from prunella.config import StorageConfig
 from prunella.errors import KeyExists, StorageUnavailable
 from prunella.storage import Content, RetryingStore, S3Store
-from radosgw import radosgw_bucket
+from radosgw import bucket_by
 
 MIB = 2**20
 PATIENT = StorageConfig(retry_s=60.0, first_delay_s=0.01, max_delay_s=0.05)
@@ -21,7 +21,7 @@ PATIENT = StorageConfig(retry_s=60.0, first_delay_s=0.01, max_delay_s=0.05)
 
 @pytest.fixture(scope="module", params=["moto", pytest.param("radosgw", marks=pytest.mark.slow)])
 def bucket(request: pytest.FixtureRequest) -> Iterator[Bucket]:
-    with moto_bucket() if request.param == "moto" else radosgw_bucket() as made, set_in_environment(made.environment):
+    with bucket_by(request.param) as made:
         yield made
 
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from buckets import Bucket, big_file, moto_bucket, set_in_environment
+from buckets import Bucket, big_file, set_in_environment
 from fault_proxy import REFUSE, fault_proxy
 from prunella import checkpoints
 from prunella.ledger import Ledger
 from prunella.orchestration.claim import SegmentRun
 from prunella.orchestration.opening import open_attempt
 from prunella.storage import S3Store
-from radosgw import radosgw_bucket
+from radosgw import bucket_by
 from unit import checkpoint_job as tiny
 from waiting import wait_until
 
@@ -34,7 +34,7 @@ open_patiently(sys.argv[1]).put_new_file(sys.argv[2], Path(sys.argv[3]))
 
 @pytest.fixture(scope="module", params=["moto", "radosgw"])
 def bucket(request: pytest.FixtureRequest) -> Iterator[Bucket]:
-    with moto_bucket() if request.param == "moto" else radosgw_bucket() as made, set_in_environment(made.environment):
+    with bucket_by(request.param) as made:
         yield made
 
 

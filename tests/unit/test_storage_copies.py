@@ -154,6 +154,17 @@ def _files(scratch: Path) -> list[str]:
     return [path.name for path in scratch.rglob("*") if path.is_file()]
 
 
+def _one_fetches_and_the_rest_wait(
+    asking: Callable[[str], "subprocess.Popen[str]"], folder: Path, first: str, *others: str
+) -> "list[subprocess.Popen[str]]":
+    """Processes that want the same copy: the first is fetching it, and the others are known to wait for that."""
+    fetching = asking(first)
+    wait_until((folder / f"{first}.began").exists)
+    waiting = [asking(name) for name in others]
+    wait_until(lambda: all(map(_is_waiting_for_a_lock, waiting)))
+    return [fetching, *waiting]
+
+
 def _is_waiting_for_a_lock(process: "subprocess.Popen[str]") -> bool:
     """Whether the kernel has it stand in line, the lines of whose waiters have an arrow."""
     lines = Path("/proc/locks").read_text().splitlines()
@@ -163,14 +174,11 @@ def _is_waiting_for_a_lock(process: "subprocess.Popen[str]") -> bool:
 def test_processes_that_want_a_copy_at_once_fetch_it_once(
     asking: Callable[[str], "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
-    first = asking("first")
-    wait_until((tmp_path / "first.began").exists)
-    others = [asking("second"), asking("third")]
-    wait_until(lambda: all(map(_is_waiting_for_a_lock, others)))
+    asked = _one_fetches_and_the_rest_wait(asking, tmp_path, "first", "second", "third")
 
     (tmp_path / "goes-well").touch()
 
-    assert [process.communicate(timeout=60)[0] for process in (first, *others)] == ["first\n"] * 3
+    assert [process.communicate(timeout=60)[0] for process in asked] == ["first\n"] * 3
     assert not (tmp_path / "second.began").exists()
     assert not (tmp_path / "third.began").exists()
     assert _files(tmp_path / "scratch") == ["a"]
@@ -179,10 +187,7 @@ def test_processes_that_want_a_copy_at_once_fetch_it_once(
 def test_a_process_that_is_killed_while_it_fetches_keeps_nobody_from_it(
     asking: Callable[[str], "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
-    first = asking("first")
-    wait_until((tmp_path / "first.began").exists)
-    second = asking("second")
-    wait_until(lambda: _is_waiting_for_a_lock(second))
+    first, second = _one_fetches_and_the_rest_wait(asking, tmp_path, "first", "second")
 
     first.kill()
     wait_until((tmp_path / "second.began").exists, timeout_s=60)
@@ -195,10 +200,7 @@ def test_a_process_that_is_killed_while_it_fetches_keeps_nobody_from_it(
 def test_whoever_waited_for_a_fetch_that_failed_shares_the_failure_and_fetches_the_next_time(
     asking: Callable[[str], "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
-    first = asking("first")
-    wait_until((tmp_path / "first.began").exists)
-    second = asking("second")
-    wait_until(lambda: _is_waiting_for_a_lock(second))
+    first, second = _one_fetches_and_the_rest_wait(asking, tmp_path, "first", "second")
 
     (tmp_path / "fails").touch()
     said = [process.communicate(timeout=60)[0] for process in (first, second)]
