@@ -62,6 +62,15 @@ _REFUSED = {
     "501": _UNKNOWN_REQUEST,
     "BadRequest": _UNEXPLAINED,
 }
+#: What keeps a connection from being private, by OpenSSL's reason for it, and what mends it. Source: OpenSSL 3.0, 2026-11.
+_NO_BUNDLE = "AWS_CA_BUNDLE, or `ca_bundle` of the profile, names no readable file of certificates; correct it"
+_NOT_TRUSTED = (
+    "the server's certificate is not trusted; name its authority's certificates with AWS_CA_BUNDLE, or have it renewed"
+)
+_NOT_PRIVATE = {
+    "NO_CERTIFICATE_OR_CRL_FOUND": _NO_BUNDLE,
+    "WRONG_VERSION_NUMBER": "there is a server, but not with TLS; set AWS_ENDPOINT_URL_S3 to http://, or to the port with TLS",
+}
 #: Refusals of what arrived otherwise than it was signed. Source: the error codes of Amazon S3, Ceph 16 and MinIO, 2026-11.
 _ALTERED = {"XAmzContentSHA256Mismatch", "BadDigest", "SignatureDoesNotMatch"}
 #: Refusals that came without a word.
@@ -106,7 +115,7 @@ def translated(root: str, key: str) -> Iterator[None]:
         raise _meaning(root, key, error.response) from error
     except (BotoCoreError, HTTPError, OSError, ResponseParserError, ValueError) as error:
         # ValueError: a number or a time that was cut, which the SDK parses as if it were whole.
-        if (advice := credentials_advice(error)) is not None:
+        if (advice := credentials_advice(error) or _privacy_advice(error)) is not None:
             raise ConfigError(f"--root {root}: {advice} ({type(error).__name__})") from error
         raise StorageUnavailable(f"{root}: object {key!r} is out of reach ({type(error).__name__})") from error
 
@@ -133,6 +142,22 @@ def credentials_advice(error: Exception) -> str | None:
     if isinstance(error, sdk.CredentialRetrievalError):
         return "the profile's source of credentials gave none; check its credential_process, or the role of this machine"
     return None
+
+
+def _privacy_advice(error: Exception) -> str | None:
+    """What to do about a connection that cannot be made private; None where it was cut, or is about something else."""
+    from botocore.exceptions import SSLError
+
+    if not isinstance(error, SSLError):
+        return None
+    reason: BaseException = error
+    while reason.__context__ is not None:
+        reason = reason.__context__
+    if isinstance(reason, ValueError):  # about the certificate, whoever looked at it: OpenSSL or urllib3
+        return f"{_NOT_TRUSTED}: {getattr(reason, 'verify_message', reason)}"
+    if isinstance(reason, (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)):
+        return _NO_BUNDLE
+    return _NOT_PRIVATE.get(str(getattr(reason, "reason", "")))
 
 
 def _code(response: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from prunella.errors import ConfigError
 from prunella.launch.kubernetes.naming import IDENTITY, ClusterLaunch
 from prunella.launch.kubernetes.placement import cordon_tolerations, node_affinity
-from prunella.launch.kubernetes.settings import OPTIONAL_KEYS, STORE_KEYS, STORE_SETTINGS, ClusterSettings
+from prunella.launch.kubernetes.settings import OPTIONAL_KEYS, STORE_FOLDER, STORE_KEYS, STORE_SETTINGS, ClusterSettings
 from prunella.records import GateNodeRequest
 
 Manifest = dict[str, Any]
@@ -108,17 +108,23 @@ def deadline(launch: ClusterLaunch, settings: ClusterSettings) -> Manifest:
 
 
 def volumes(launch: ClusterLaunch, settings: ClusterSettings) -> list[Manifest]:
-    """Scratch, and the claim that holds a root which is a folder."""
-    scratch = {"name": "scratch", "emptyDir": {"sizeLimit": settings.of(launch.request.stage).scratch}}
-    claim = {"name": "root", "persistentVolumeClaim": {"claimName": settings.claim}}
-    return [scratch] if _is_bucket(launch) else [scratch, claim]
+    """Scratch, shared memory, and what reaches the root: the files of the store's config map, or the claim of a folder."""
+    asked = settings.of(launch.request.stage)
+    found: list[Manifest] = [{"name": "scratch", "emptyDir": {"sizeLimit": asked.scratch}}]
+    if asked.shared_memory:
+        found.append({"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": asked.shared_memory}})
+    if _is_bucket(launch):
+        return [*found, {"name": "store", "configMap": {"name": settings.store_config, "optional": True}}]
+    return [*found, {"name": "root", "persistentVolumeClaim": {"claimName": settings.claim}}]
 
 
 def mounts(launch: ClusterLaunch, settings: ClusterSettings) -> list[Manifest]:
     """Where the volumes are seen. Raises ConfigError where the root is a folder that lies in no volume."""
-    scratch = {"name": "scratch", "mountPath": _SCRATCH}
+    found: list[Manifest] = [{"name": "scratch", "mountPath": _SCRATCH}]
+    if settings.of(launch.request.stage).shared_memory:
+        found.append({"name": "shared-memory", "mountPath": "/dev/shm"})  # noqa: S108 - the pod's own
     if _is_bucket(launch):
-        return [scratch]
+        return [*found, {"name": "store", "mountPath": STORE_FOLDER, "readOnly": True}]
     root = launch.request.root
     if not settings.claim or not PurePosixPath(root).is_relative_to(settings.claim_path):
         claim = f"the claim {settings.claim!r} at {settings.claim_path}" if settings.claim else "no claim"
@@ -126,7 +132,7 @@ def mounts(launch: ClusterLaunch, settings: ClusterSettings) -> list[Manifest]:
             f"root {root}: pods reach a folder through a volume claim only, and the cluster settings name {claim}; "
             "use s3://BUCKET/PREFIX, or set `claim` and a root under `claim_path`"
         )
-    return [scratch, {"name": "root", "mountPath": settings.claim_path}]
+    return [*found, {"name": "root", "mountPath": settings.claim_path}]
 
 
 def _is_bucket(launch: ClusterLaunch) -> bool:

@@ -22,7 +22,9 @@ VARIABLE = "PRUNELLA_CLUSTER"
 #: variables, there and here. Those of the config map may be absent, and so may the one that only temporary keys have.
 STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 OPTIONAL_KEYS = ("AWS_SESSION_TOKEN",)
-STORE_SETTINGS = ("AWS_REGION", "AWS_ENDPOINT_URL", "PRUNELLA_S3_STYLE", "PRUNELLA_CACHE_BYTES")
+STORE_SETTINGS = ("AWS_REGION", "AWS_ENDPOINT_URL", "AWS_CA_BUNDLE", "PRUNELLA_S3_STYLE", "PRUNELLA_CACHE_BYTES")
+#: Where pods see the whole config map as files, for values that are files: AWS_CA_BUNDLE names one.
+STORE_FOLDER = "/store"
 #: Kubernetes' form of a quantity, without exponents. Source: its reference of resource quantities, 2026-11.
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTPE]|[KMGTPE]i)?")
 #: Names of namespaces, accounts, secrets, claims and runtimes. Source: RFC 1123 labels.
@@ -40,25 +42,29 @@ class Resources:
         memory: as Kubernetes writes it.
         scratch: room for heartbeats, logs and candidates on their way to the store, as Kubernetes writes it.
         devices: accelerators of a stage that belongs to no node; stages on nodes take what the fleet file says.
+        shared_memory: room in /dev/shm, which counts as `memory` once it is written to, as Kubernetes writes it; empty for the
+            engine's own size.
     """
 
     cpu: str
     memory: str
     scratch: str
     devices: int = 0
+    shared_memory: str = ""
 
     def __post_init__(self) -> None:
-        for value in (self.cpu, self.memory, self.scratch):
+        for value in (self.cpu, self.memory, self.scratch, self.shared_memory or "0"):
             if not _QUANTITY.fullmatch(value):
                 raise ConfigError(f"resources: expected a quantity such as 2, 500m or 4Gi, found {value!r}")
 
 
-#: Source: own choice 2026-11, those of the pipelines: ample for the tiny recipes, not measured on a cluster.
+#: Source: own choice 2026-11, those of the pipelines: ample for the tiny recipes, not measured on a cluster. Shared memory:
+#: what NCCL's user guide gives a container (its page on troubleshooting, 2026-11); engines give 64 MiB.
 _DEFAULT_RESOURCES: dict[Stage, Resources] = {
     Stage.DATA_PREP: Resources(cpu="2", memory="4Gi", scratch="10Gi"),
     Stage.GATE_NODE: Resources(cpu="1", memory="2Gi", scratch="1Gi"),
-    Stage.GATE_FABRIC: Resources(cpu="2", memory="4Gi", scratch="1Gi"),
-    Stage.TRAINING_SEGMENT: Resources(cpu="4", memory="8Gi", scratch="20Gi"),
+    Stage.GATE_FABRIC: Resources(cpu="2", memory="4Gi", scratch="1Gi", shared_memory="1Gi"),
+    Stage.TRAINING_SEGMENT: Resources(cpu="4", memory="8Gi", scratch="20Gi", shared_memory="1Gi"),
     Stage.CHECKPOINT_VALIDATION: Resources(cpu="2", memory="8Gi", scratch="20Gi"),
     Stage.EVALUATION: Resources(cpu="2", memory="8Gi", scratch="20Gi"),
 }
@@ -76,8 +82,8 @@ class ClusterSettings:
         runtime: name of the TrainingRuntime behind every TrainJob.
         store_secret: secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for temporary keys, AWS_SESSION_TOKEN; empty
             where the nodes may reach the bucket.
-        store_config: config map with AWS_REGION, AWS_ENDPOINT_URL, PRUNELLA_S3_STYLE and PRUNELLA_CACHE_BYTES, each of which
-            may be absent.
+        store_config: config map with AWS_REGION, AWS_ENDPOINT_URL, AWS_CA_BUNDLE, PRUNELLA_S3_STYLE and PRUNELLA_CACHE_BYTES,
+            each of which may be absent; pods see all of it as files in /store too.
         claim: volume claim that holds a root which is a folder; empty where the root is a bucket.
         claim_path: where that claim is mounted; the root lies in it.
         device_resource: what an accelerator is called, such as nvidia.com/gpu; empty where there is none.

@@ -8,7 +8,7 @@ from kfp.dsl.pipeline_channel import PipelineChannel
 from kfp.dsl.pipeline_task import PipelineTask
 
 from prunella.launch.images import TRAINER
-from prunella.launch.kubernetes.settings import STORE_KEYS, STORE_SETTINGS
+from prunella.launch.kubernetes.settings import STORE_FOLDER, STORE_KEYS, STORE_SETTINGS
 from prunella.orchestration.pipelines.components import CONTAINER_ANSWER, LIGHTWEIGHT_ANSWER, STEPS, component
 
 
@@ -20,8 +20,8 @@ class Form:
         prefix: the registry's name with its slash; empty means images of this machine.
         device_resource: what an accelerator is called, such as nvidia.com/gpu.
         devices: how many of them each pod asks for that runs a stage with torch; 0 asks for none.
-        store_secret: secret with `STORE_KEYS`, config map of the same name with `STORE_SETTINGS`; each may be absent in the
-            cluster. Empty names none.
+        store_secret: secret with `STORE_KEYS`, config map of the same name with `STORE_SETTINGS` and, as files in
+            `STORE_FOLDER`, whatever else it holds; each may be absent in the cluster. Empty names none.
     """
 
     is_container: bool = False
@@ -51,6 +51,7 @@ class Form:
         keys, settings = ({key: key for key in names} for names in (STORE_KEYS, STORE_SETTINGS))
         kubernetes.use_secret_as_env(task, self.store_secret, keys, optional=True)
         kubernetes.use_config_map_as_env(task, self.store_secret, settings, optional=True)
+        kubernetes.use_config_map_as_volume(task, self.store_secret, STORE_FOLDER, optional=True)
 
     def answer(self, task: PipelineTask) -> PipelineChannel:
         """What the step's function returned."""

@@ -6,8 +6,9 @@ import pytest
 
 from prunella.errors import ConfigError
 from prunella.launch.kubernetes.placement import CORDON_TAINT, HOST_LABEL
-from prunella.launch.kubernetes.pods import Manifest, environment, pod
-from prunella.launch.kubernetes.settings import ClusterSettings, Resources
+from prunella.launch.kubernetes.pods import Manifest, environment, mounts, pod, volumes
+from prunella.launch.kubernetes.settings import STORE_FOLDER, STORE_SETTINGS, ClusterSettings, Resources
+from prunella.launch.kubernetes.trainjobs import SPANS_NODES
 from prunella.records import Stage
 from unit.launch.kubernetes.examples import FOLDER, FOLDER_SETTINGS, SETTINGS, examples, launch
 
@@ -82,7 +83,7 @@ def test_credentials_are_references_and_never_values(monkeypatch: pytest.MonkeyP
     manifest = pod(launch(Stage.EVALUATION), SETTINGS)
 
     secrets = [entry for entry in container(manifest)["env"] if entry["name"].startswith("AWS_")]
-    assert len(secrets) == 5
+    assert len(secrets) == 6
     assert all("value" not in entry for entry in secrets)
     assert "sesame" not in str(manifest)
 
@@ -92,7 +93,41 @@ def test_how_the_store_is_reached_comes_from_the_config_map_each_word_of_which_m
 
     references = [entry.get("valueFrom", {}).get("configMapKeyRef") for entry in container(manifest)["env"]]
     found = {reference["key"]: reference["optional"] for reference in references if reference}
-    assert found == {"AWS_REGION": True, "AWS_ENDPOINT_URL": True, "PRUNELLA_S3_STYLE": True, "PRUNELLA_CACHE_BYTES": True}
+    assert found == dict.fromkeys(STORE_SETTINGS, True)
+
+
+@pytest.mark.parametrize("stage", [Stage.EVALUATION, Stage.TRAINING_SEGMENT], ids=["Pod", "TrainJob"])
+def test_the_config_map_is_a_folder_too_so_that_it_can_hold_the_certificates_of_an_authority(stage: Stage) -> None:
+    asked = launch(stage)
+
+    volume = next(volume for volume in volumes(asked, SETTINGS) if volume["name"] == "store")
+    mount = next(mount for mount in mounts(asked, SETTINGS) if mount["name"] == "store")
+    assert volume["configMap"] == {"name": SETTINGS.store_config, "optional": True}
+    assert (mount["mountPath"], mount["readOnly"]) == (STORE_FOLDER, True)
+
+
+def test_a_folder_is_reached_without_the_config_map_of_a_bucket() -> None:
+    manifest = pod(launch(Stage.EVALUATION, root=FOLDER), FOLDER_SETTINGS)
+
+    assert "configMap" not in str(manifest)
+
+
+@pytest.mark.parametrize(("size", "found"), [("8Gi", ["8Gi"]), ("", [])])
+def test_shared_memory_is_as_large_as_the_settings_say(size: str, found: list[str]) -> None:
+    resources = Resources(cpu="1", memory="16Gi", scratch="1Gi", shared_memory=size)
+    asked, settings = launch(Stage.EVALUATION), ClusterSettings(resources={"evaluation": resources})
+
+    in_memory = [volume["emptyDir"]["sizeLimit"] for volume in volumes(asked, settings) if volume["name"] == "shared-memory"]
+    seen = [mount["mountPath"] for mount in mounts(asked, settings) if mount["name"] == "shared-memory"]
+    assert in_memory == found
+    assert seen == ["/dev/shm"] * len(found)
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_stages_that_span_nodes_have_more_shared_memory_than_engines_give(stage: Stage) -> None:
+    media = [volume.get("emptyDir", {}).get("medium") for volume in volumes(launch(stage), SETTINGS)]
+
+    assert ("Memory" in media) == (stage in SPANS_NODES)
 
 
 @pytest.mark.parametrize("stage", [Stage.EVALUATION, Stage.TRAINING_SEGMENT], ids=["Pod", "TrainJob"])

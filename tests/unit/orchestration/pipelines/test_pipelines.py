@@ -13,7 +13,7 @@ from prunella.cli import app
 from prunella.errors import ConfigError
 from prunella.launch.images import TRAINER, image_name
 from prunella.launch.kubernetes.placement import HOST_LABEL, exclusion
-from prunella.launch.kubernetes.settings import STORE_KEYS, STORE_SETTINGS
+from prunella.launch.kubernetes.settings import STORE_FOLDER, STORE_KEYS, STORE_SETTINGS
 from prunella.orchestration import graph
 from prunella.orchestration.pipelines.compile import compile_pipelines
 from prunella.orchestration.pipelines.components import (
@@ -113,7 +113,10 @@ def test_whatever_works_on_a_root_is_told_how_to_reach_it_and_nothing_else_is(wr
             keys = [key["envVar"] for secret in told.get("secretAsEnv", []) for key in secret["keyToEnv"]]
             settings = [key["envVar"] for map_ in told.get("configMapAsEnv", []) for key in map_["keyToEnv"]]
             assert (keys, settings) == ((list(STORE_KEYS), list(STORE_SETTINGS)) if has_root else ([], [])), component
-            assert all(source["optional"] for kind in ("secretAsEnv", "configMapAsEnv") for source in told.get(kind, []))
+            folders = [map_["mountPath"] for map_ in told.get("configMapAsVolume", [])]
+            assert folders == ([STORE_FOLDER] if has_root else []), component
+            kinds = ("secretAsEnv", "configMapAsEnv", "configMapAsVolume")
+            assert all(source["optional"] for kind in kinds for source in told.get(kind, []))
 
 
 def test_accelerators_are_asked_for_by_the_stages_that_bring_torch_and_by_nothing_else(tmp_path: Path) -> None:
