@@ -1,8 +1,10 @@
 """Nodes that are pods: real processes on both ends of a real line, on one machine."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -266,6 +268,26 @@ def test_a_stranger_is_refused_and_keeps_nobody_out(host: PodLauncher, tmp_path:
     silent.close()
     right.kill()
     right.wait()
+
+
+def test_a_guest_whose_calls_get_lost_on_the_way_goes_when_it_is_told_to(pods: Path, tmp_path: Path) -> None:
+    """As behind a network policy: a connection is neither accepted nor refused. Here the queue of a listener is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind((LOOPBACK, int(os.environ["PET_MASTER_PORT"])))
+        listener.listen(0)
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        guest = guest_process(tmp_path, "what was asked")
+        stack.callback(guest.wait)
+        stack.callback(guest.kill)
+        until(lambda: any(one.status == psutil.CONN_SYN_SENT for one in psutil.Process(guest.pid).net_connections()))
+
+        guest.terminate()
+
+        assert guest.wait(20) == 5
 
 
 def test_a_store_with_a_key_makes_another_secret(monkeypatch: pytest.MonkeyPatch) -> None:

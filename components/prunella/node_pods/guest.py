@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from pathlib import Path
 
 from prunella.node_pods.line import BEAT_S, PYTHON, SCRATCH, Outbox, Word, host_address, receive, send, unpack
@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 #: Between two calls of a host that does not answer yet.
 _CALL_S = 0.5
+#: A host that has not picked up within this long is called again: where a network drops what it does not want, a call hangs for
+#: minutes otherwise, longer than a pod that is told to go has. Source: own choice 2026-11, five lost packets on a slow network.
+_PICK_UP_S = 5.0
 
 
 def be_guest(scratch: Path, secret: bytes, *, patience_s: float) -> bool:
@@ -53,7 +56,7 @@ def _call(secret: bytes, patience_s: float, is_leaving: threading.Event) -> "Con
     deadline_s = time.monotonic() + patience_s
     while not is_leaving.is_set():
         try:
-            return Client(host_address(), authkey=secret)
+            return _dial(secret)
         except AuthenticationError as error:
             logger.error("host_refuses_us error=%s", error)
             return None
@@ -63,6 +66,20 @@ def _call(secret: bytes, patience_s: float, is_leaving: threading.Event) -> "Con
                 return None
         is_leaving.wait(_CALL_S)
     return None
+
+
+def _dial(secret: bytes) -> "Connection":
+    """As `multiprocessing.connection.Client`, which waits as long as the network likes."""
+    with socket.create_connection(host_address(), timeout=_PICK_UP_S) as end:
+        end.settimeout(None)
+        connection = Connection(end.detach())
+    try:
+        answer_challenge(connection, secret)
+        deliver_challenge(connection, secret)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _serve(connection: "Connection", scratch: Path, is_leaving: threading.Event) -> bool:
