@@ -46,6 +46,10 @@ def one_a_node(labels: dict[str, str]) -> dict[str, Any]:
 
 
 def cordon_tolerations() -> list[dict[str, str]]:
-    """Lets a gate onto a cordoned node: only a gate can refute a cordon."""
-    keys = ("node.kubernetes.io/unschedulable", CORDON_TAINT)
-    return [{"key": key, "operator": "Exists", "effect": "NoSchedule"} for key in keys]
+    """Lets the gate of a sweep onto a cordoned node: only a gate can refute a cordon."""
+    return [tolerated(key) for key in ("node.kubernetes.io/unschedulable", CORDON_TAINT)]
+
+
+def tolerated(key: str) -> dict[str, str]:
+    """Lets a pod onto nodes that this taint keeps others off."""
+    return {"key": key, "operator": "Exists", "effect": "NoSchedule"}

@@ -11,7 +11,7 @@ from typing import Any
 
 from prunella.errors import ConfigError
 from prunella.launch.kubernetes.naming import IDENTITY, ClusterLaunch
-from prunella.launch.kubernetes.placement import cordon_tolerations, node_affinity
+from prunella.launch.kubernetes.placement import cordon_tolerations, node_affinity, tolerated
 from prunella.launch.kubernetes.settings import OPTIONAL_KEYS, STORE_FOLDER, STORE_KEYS, STORE_SETTINGS, ClusterSettings
 from prunella.records import GateNodeRequest
 
@@ -23,13 +23,14 @@ _SCRATCH = "/scratch"
 
 def pod(launch: ClusterLaunch, settings: ClusterSettings) -> Manifest:
     """The pod of a stage that runs in one. Raises ConfigError where the root cannot be reached from a pod."""
+    devices = _devices(launch, settings)
     container = {
         "name": CONTAINER,
         "image": settings.image(launch.request.stage),
         "imagePullPolicy": "IfNotPresent",
         "command": launch.command,
         "env": environment(launch, settings),
-        "resources": resources(launch, settings, devices=_devices(launch, settings)),
+        "resources": resources(launch, settings, devices=devices),
         "securityContext": container_security(),
         "volumeMounts": mounts(launch, settings),
     }
@@ -42,6 +43,7 @@ def pod(launch: ClusterLaunch, settings: ClusterSettings) -> Manifest:
         **deadline(launch, settings),
         "securityContext": pod_security(settings),
         **_placement(launch),
+        **tolerations(launch, settings, devices=devices),
         "containers": [container],
         "volumes": volumes(launch, settings),
     }
@@ -82,6 +84,20 @@ def resources(launch: ClusterLaunch, settings: ClusterSettings, *, devices: int)
     if devices and settings.device_resource:
         amounts[settings.device_resource] = str(devices)
     return {"requests": amounts, "limits": dict(amounts)}
+
+
+def tolerations(launch: ClusterLaunch, settings: ClusterSettings, *, devices: int) -> Manifest:
+    """Onto nodes tainted by the name of their accelerators, for what uses them; onto cordoned ones, for the gates of sweeps.
+
+    The gate of an attempt goes where training may go: a node that somebody cordoned by hand would pass it, and then hold up the
+    whole TrainJob, whose pod cannot go there.
+
+    Source: Kubernetes' admission plug-in ExtendedResourceToleration, which adds the first where it is on, 2026-11.
+    """
+    found = [tolerated(settings.device_resource)] if devices and settings.device_resource else []
+    if isinstance(launch.request, GateNodeRequest) and not launch.request.experiment:
+        found += cordon_tolerations()
+    return {"tolerations": found} if found else {}
 
 
 def pod_security(settings: ClusterSettings) -> Manifest:
@@ -147,9 +163,8 @@ def _devices(launch: ClusterLaunch, settings: ClusterSettings) -> int:
 
 
 def _placement(launch: ClusterLaunch) -> Manifest:
-    """A gate goes onto its own node, cordoned or not; everything else anywhere but the excluded ones."""
+    """A gate goes onto its own node; everything else anywhere but the excluded ones."""
     if isinstance(launch.request, GateNodeRequest):
-        pinned = node_affinity(only=[launch.request.node], excluded=launch.excluded)
-        return {"affinity": {"nodeAffinity": pinned}, "tolerations": cordon_tolerations()}
+        return {"affinity": {"nodeAffinity": node_affinity(only=[launch.request.node], excluded=launch.excluded)}}
     kept_off = node_affinity(excluded=launch.excluded)
     return {"affinity": {"nodeAffinity": kept_off}} if kept_off else {}

@@ -78,6 +78,7 @@ def _patch(launch: ClusterLaunch, settings: ClusterSettings) -> Manifest:
             "nodeAffinity": node_affinity(only=names, excluded=launch.excluded),
             "podAntiAffinity": one_a_node({LAUNCH_LABEL: launch.name}),
         },
+        **pods.tolerations(launch, settings, devices=_devices_a_node(launch)),
         "containers": [container],
         "volumes": pods.volumes(launch, settings),
     }

@@ -144,12 +144,29 @@ def test_without_a_secret_the_nodes_themselves_may_reach_the_bucket() -> None:
     assert "secretKeyRef" not in str(manifest)
 
 
-def test_a_gate_is_pinned_to_its_own_node_also_when_that_is_cordoned() -> None:
+def tolerated(manifest: Manifest) -> set[str]:
+    return {toleration["key"] for toleration in manifest["spec"].get("tolerations", ())}
+
+
+def test_the_gate_of_a_sweep_is_pinned_to_its_own_node_also_when_that_is_cordoned() -> None:
+    manifest = pod(launch(Stage.GATE_NODE, experiment=""), SETTINGS)
+
+    assert host_rules(manifest) == [("In", ["node-1"])]
+    assert tolerated(manifest) >= {"node.kubernetes.io/unschedulable", CORDON_TAINT}
+
+
+def test_the_gate_of_an_attempt_goes_where_training_may_go() -> None:
+    """A node that somebody cordoned by hand must not pass a gate whose TrainJob it then holds up."""
     manifest = pod(launch(Stage.GATE_NODE), SETTINGS)
 
     assert host_rules(manifest) == [("In", ["node-1"])]
-    tolerated = {toleration["key"] for toleration in manifest["spec"]["tolerations"]}
-    assert tolerated == {"node.kubernetes.io/unschedulable", CORDON_TAINT}
+    assert tolerated(manifest) == {"nvidia.com/gpu"}
+
+
+@pytest.mark.parametrize(("stage", "takes_devices"), [(Stage.GATE_NODE, True), (Stage.EVALUATION, False)])
+def test_who_uses_accelerators_goes_onto_nodes_that_are_tainted_by_their_name(stage: Stage, takes_devices: bool) -> None:
+    assert ("nvidia.com/gpu" in tolerated(pod(launch(stage), SETTINGS))) == takes_devices
+    assert tolerated(pod(launch(stage), ClusterSettings())) == set()
 
 
 def test_a_gate_learns_from_the_kubelet_on_which_node_it_is() -> None:

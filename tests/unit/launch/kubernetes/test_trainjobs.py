@@ -37,6 +37,13 @@ def test_a_train_job_runs_the_stage_with_one_request_key_on_every_node(stage: St
     assert trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == "8"
 
 
+def test_a_train_job_goes_onto_nodes_that_are_tainted_by_the_name_of_their_accelerators_and_onto_no_cordoned_one() -> None:
+    manifest = train_job(launch(Stage.TRAINING_SEGMENT), SETTINGS)
+
+    (found,) = patched_pod(manifest)["spec"]["tolerations"]
+    assert found == {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+
+
 def test_excluded_nodes_are_kept_out_by_a_runtime_patch() -> None:
     manifest = train_job(launch(Stage.TRAINING_SEGMENT, excluded=("node-1",)), SETTINGS)
 
