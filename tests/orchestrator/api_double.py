@@ -24,6 +24,7 @@ from urllib.parse import parse_qsl
 import yaml
 
 from orchestrator.schemas import kept_by_kubernetes, kept_by_trainer, parameters_of
+from prunella.launch.kubernetes.naming import LAUNCH_LABEL
 from unit.launch.kubernetes.installed import installed, one
 
 _PATH = re.compile(
@@ -38,6 +39,7 @@ _METHODS = {"POST": "create", "DELETE": "delete", "PATCH": "patch", "GET": "get"
 _CALLS = {
     ("create", "pods"): "create_namespaced_pod",
     ("get", "pods"): "read_namespaced_pod",
+    ("list", "pods"): "list_namespaced_pod",
     ("delete", "pods"): "delete_namespaced_pod",
     ("get", "pods/log"): "read_namespaced_pod_log",
     ("get", "nodes"): "read_node",
@@ -72,14 +74,26 @@ def evicted_while_running() -> dict[str, Any]:
     return {**ended(137), "reason": "Evicted"}
 
 
+def kept_waiting(reason: str, message: str) -> dict[str, Any]:
+    """The kubelet cannot make the container."""
+    return {"phase": "Pending", "containerStatuses": [_container({"waiting": {"reason": reason, "message": message}})]}
+
+
+def unscheduled(message: str) -> dict[str, Any]:
+    """No node takes it."""
+    since = "2026-11-21T09:00:00Z"
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "lastTransitionTime": since}
+    return {"phase": "Pending", "conditions": [{**condition, "message": message}]}
+
+
 PENDING: dict[str, Any] = {"phase": "Pending"}
 #: The pod is deleted by somebody, or its node is.
 GONE: dict[str, Any] = {}
 
 
-def job_status(*, ready: int = 0, ended: str = "", **trainer: Any) -> dict[str, Any]:
-    """What Kubeflow says of a TrainJob of one pod: whether it runs, with which condition it ended, what the stage reported."""
-    jobs = [{"name": "node", "active": 1, "ready": ready, "failed": 0, "succeeded": 0, "suspended": 0}]
+def job_status(*, ready: int = 0, active: int = 1, ended: str = "", **trainer: Any) -> dict[str, Any]:
+    """What Kubeflow says of a TrainJob of one job: whether it runs, with which condition it ended, what the stage reported."""
+    jobs = [{"name": "node", "active": active, "ready": ready, "failed": 0, "succeeded": 0, "suspended": 0}]
     since = "2026-11-21T09:00:00Z"
     reason = {"Complete": "JobsCompleted", "Failed": "JobsFailed"}.get(ended, "")
     condition = {"type": ended, "status": "True", "reason": reason, "message": "as planned", "lastTransitionTime": since}
@@ -130,12 +144,15 @@ class Cluster:
 
     Attributes:
         plan: the states that a pod or TrainJob is seen in, one a look; the last one stays.
-        leaving: for how many looks a TrainJob that is deleted is still there, because its pods are.
+        leaving: for how many looks the pods of a TrainJob that is deleted are still there, or it is, where somebody deleted it
+            in the foreground.
+        pod_of_job: the state that the pod of a TrainJob is seen in.
         on_look: called with the name at each look at a pod.
         on_create: what the stage does, called with each pod that is made.
         log: what the stage wrote, with the times that the server adds.
         cut_logs: how many of the next readings of a log break off in the middle.
         log_refusals: the statuses that the next readings of a log are answered with.
+        refusals_of_deletions: the statuses that the next deletions of a pod are answered with.
         blind: how many of the next looks at a pod or TrainJob say that there is none.
         unavailable: how many of the next looks at a pod or TrainJob are answered with 503.
         meddling: changes of a node that others make, each just before a patch of ours arrives.
@@ -150,8 +167,10 @@ class Cluster:
     log: str = "2026-11-21T09:00:00.000000000Z stage_started\n2026-11-21T09:00:01.000000000Z stage_recorded\n"
     cut_logs: int = 0
     log_refusals: list[int] = field(default_factory=list)
+    refusals_of_deletions: list[int] = field(default_factory=list)
     unavailable: int = 0
     leaving: int = 0
+    pod_of_job: dict[str, Any] = field(default_factory=running)
     blind: int = 0
     pods: dict[str, dict[str, Any]] = field(default_factory=dict)
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -215,6 +234,8 @@ class Cluster:
             return self._node(verb, match["name"], body, content_type)
         if resource == "trainjobs":
             return self._job(verb, match["name"], body, query.get("propagationPolicy"))
+        if verb == "list":
+            return self._list(query.get("labelSelector", ""))
         if verb == "create":
             return self._create(json.loads(body))
         if match["name"] not in self.pods or self.blind:
@@ -247,6 +268,20 @@ class Cluster:
             return 404, _status(404, "NotFound")
         return 200, {**self.pods[name], "status": state}
 
+    def _list(self, selector: str) -> tuple[int, Any]:
+        """The pods of one TrainJob; of nobody else's are we asked."""
+        label, _, name = selector.partition("=")
+        if label != LAUNCH_LABEL:
+            return self._refuse(400, f"this stand-in lists the pods of one start, not of {selector!r}")
+        self.on_look(name)
+        if self.unavailable:
+            self.unavailable -= 1
+            return 503, _status(503, "ServiceUnavailable")
+        self.leaving -= name not in self.jobs
+        is_there = name in self.jobs or self.leaving >= 0
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"{name}-node-0-0"}, "status": self.pod_of_job}
+        return 200, {"apiVersion": "v1", "kind": "PodList", "items": [pod] if is_there else []}
+
     def _log(self, name: str) -> tuple[int, Any]:
         if self.log_refusals:
             code = self.log_refusals.pop(0)
@@ -254,6 +289,9 @@ class Cluster:
         return 200, self.log_of(name)
 
     def _delete(self, name: str) -> tuple[int, Any]:
+        if self.refusals_of_deletions:
+            code = self.refusals_of_deletions.pop(0)
+            return code, _status(code, "not now")
         return 200, self.pods.pop(name)
 
     def _job(self, verb: str, name: str, body: bytes, propagation: str | None) -> tuple[int, Any]:
@@ -263,10 +301,9 @@ class Cluster:
             self.blind -= bool(self.blind)
             return 404, _status(404, "NotFound")
         if verb == "delete":
-            if propagation != "Foreground":
-                return self._refuse(422, "in the background the TrainJob would be gone before its pods have saved")
-            self.jobs[name]["metadata"]["deletionTimestamp"] = "2026-11-21T09:00:00Z"
-            return 200, self.jobs[name]
+            if propagation != "Background":
+                return self._refuse(422, "Kubeflow would make the pods of a TrainJob anew that waits for them to go")
+            return 200, self.jobs.pop(name)
         return self._look_at_job(name)
 
     def _create_job(self, document: dict[str, Any]) -> tuple[int, Any]:

@@ -19,8 +19,10 @@ from orchestrator.api_double import (
     evicted_while_created,
     evicted_while_running,
     granted,
+    kept_waiting,
     running,
     serving,
+    unscheduled,
 )
 from prunella.errors import ConfigError
 from prunella.launch.kubernetes.pods import Manifest
@@ -195,6 +197,83 @@ def test_a_cluster_that_refuses_the_pod_fails_the_task(run: Run, cluster: Cluste
 
     with pytest.raises(Exception, match="Unprocessable"):
         run(elsewhere)
+
+    assert cluster.pods == {}
+
+
+NO_ROOM = kept_waiting("ErrImagePull", "failed to extract layer: write /var/lib/x: no space left on device")
+#: In the words of containerd for a tag that nobody pushed, 2026-11.
+NOT_PUSHED = kept_waiting(
+    "ErrImagePull", 'failed to resolve reference "lab/prunella/trainer:7": lab/prunella/trainer:7: not found'
+)
+NO_SECRET = kept_waiting("CreateContainerConfigError", 'secret "prunella-store" not found')
+
+
+def test_an_image_that_one_node_cannot_pull_now_is_waited_for(
+    run: Run, cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.plan = [PENDING, NO_ROOM, NO_ROOM, running(), running(), ended()]
+    caplog.set_level(logging.INFO)
+
+    run(GATE)
+
+    assert f"stage_pod_ended pod={NAME} phase=Succeeded" in caplog.text
+    assert f"stage_pod_waits pod={NAME} for=ErrImagePull: failed to extract layer" in caplog.text
+
+
+def test_a_node_that_never_pulls_the_image_never_starts_the_pod_which_is_no_mistake_of_ours(
+    operator: Callable[[Manifest], Any], cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.plan = [PENDING, NO_ROOM]
+    task = operator(GATE)
+    task.startup_timeout_seconds = 0
+
+    task.execute(context())
+
+    assert "stage_pod_never_started" in caplog.text
+    assert cluster.pods == {}
+
+
+def test_an_image_that_nobody_pushed_fails_the_task_at_once(run: Run, cluster: Cluster) -> None:
+    cluster.plan = [PENDING, NOT_PUSHED]
+
+    with pytest.raises(ConfigError, match=r"cannot start: .*not found; correct the cluster settings, or push the image"):
+        run(GATE)
+
+    assert cluster.pods == {}
+
+
+def test_a_secret_that_nobody_made_is_named_and_no_node_is_doubted_for_it(
+    operator: Callable[[Manifest], Any], cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.plan = [{**NO_SECRET, "conditions": [{"type": "PodScheduled", "status": "True"}]}]
+    caplog.set_level(logging.INFO)
+    task = operator(GATE)
+    task.startup_timeout_seconds = 0
+
+    with pytest.raises(ConfigError, match=r'cannot start: secret "prunella-store" not found; make what it names'):
+        task.execute(context())
+
+    assert f'stage_pod_waits pod={NAME} for=CreateContainerConfigError: secret "prunella-store" not found' in caplog.text
+    assert cluster.pods == {}
+
+
+def test_why_no_node_takes_a_pod_is_said_once(run: Run, cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    why = "0/3 nodes are available: 1 node(s) were unschedulable."
+    cluster.plan = [PENDING, unscheduled(why), unscheduled(why), running(), running(), ended()]
+    caplog.set_level(logging.INFO)
+
+    run(GATE)
+
+    assert caplog.text.count(f"stage_pod_waits pod={NAME} for=Unschedulable: {why}") == 1
+
+
+def test_a_pod_is_deleted_although_the_api_is_away_for_a_moment(operator: Callable[[Manifest], Any], cluster: Cluster) -> None:
+    task = operator(GATE)
+    task.execute(context())
+    cluster.refusals_of_deletions = [503] * 7
+
+    task.delete()
 
     assert cluster.pods == {}
 
@@ -383,6 +462,6 @@ def test_the_installed_role_grants_what_the_operator_asks_for_and_no_more(
 
     task.on_kill()
 
-    assert set(cluster.asked) == granted("pods", "pods/log")
+    assert set(cluster.asked) == granted("pods", "pods/log") - {("list", "pods")}  # that is for TrainJobs
     assert cluster.refused == []
     assert cluster.pods == {}

@@ -15,7 +15,7 @@ PODS = "/api/v1/namespaces/prunella/pods"
 JOBS = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/prunella/trainjobs"
 A_POD = f"{PODS}/{POD['metadata']['name']}"
 A_JOB = f"{JOBS}/{JOB['metadata']['name']}"
-FOREGROUND = {"propagationPolicy": "Foreground"}
+BACKGROUND = {"propagationPolicy": "Background"}
 
 Sent = tuple[str, str, Any]
 
@@ -33,17 +33,23 @@ WRONG: dict[str, tuple[Sent, int, Sent]] = {
     ),
     "options of another kind": (("DELETE", A_POD, {"kind": "Pod"}), 400, ("DELETE", A_POD, {"kind": "DeleteOptions"})),
     "unknown option of a TrainJob's deletion": (
-        ("DELETE", A_JOB, {**FOREGROUND, "grace": 1}),
+        ("DELETE", A_JOB, {**BACKGROUND, "grace": 1}),
         400,
-        ("DELETE", A_JOB, FOREGROUND),
+        ("DELETE", A_JOB, BACKGROUND),
     ),
     "parameter of another request": (("GET", f"{A_POD}?tailLines=5", None), 400, ("GET", f"{A_POD}?pretty=true", None)),
     "parameter of no request": (("GET", f"{A_POD}/log?tail=5", None), 400, ("GET", f"{A_POD}/log?tailLines=5", None)),
     "misspelt parameter": (
-        ("DELETE", f"{A_JOB}?propagationpolicy=Foreground", FOREGROUND),
+        ("DELETE", f"{A_JOB}?propagationpolicy=Background", BACKGROUND),
         400,
-        ("DELETE", f"{A_JOB}?propagationPolicy=Foreground", None),
+        ("DELETE", f"{A_JOB}?propagationPolicy=Background", None),
     ),
+    "TrainJob deleted in the foreground": (
+        ("DELETE", A_JOB, {"propagationPolicy": "Foreground"}),
+        422,
+        ("DELETE", A_JOB, BACKGROUND),
+    ),
+    "pods of everybody": (("GET", PODS, None), 400, ("GET", f"{PODS}?labelSelector=prunella.launch%3Dx", None)),
     "pod of another namespace": (("GET", A_POD.replace("prunella/", "default/", 1), None), 403, ("GET", A_POD, None)),
     "TrainJob of another namespace": (("GET", A_JOB.replace("prunella/", "default/", 1), None), 403, ("GET", A_JOB, None)),
     "pod of no namespace": (("GET", A_POD.replace("/namespaces/prunella", ""), None), 404, ("GET", A_POD, None)),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.api_double import GONE, Cluster, granted, job_status, serving
+from orchestrator.api_double import GONE, Cluster, ended, granted, job_status, serving, unscheduled
 from orchestrator.schemas import trainer_models
 from prunella.config import CheckpointConfig, Config
 from prunella.errors import ConfigError, PrunellaError
@@ -26,6 +26,8 @@ pytest.importorskip("kubernetes.client")
 
 MADE, RUNS = job_status(), job_status(ready=1)
 COMPLETE, FAILED = job_status(ended="Complete"), job_status(ended="Failed")
+#: One of its pods failed, and another one cannot leave a node that is dead: its Job never gets a condition.
+STUCK = job_status(active=0)
 ALONE = (NodeRef(name="node-0"),)
 
 
@@ -175,11 +177,80 @@ def test_a_train_job_that_the_cluster_does_not_start_in_time_is_deleted(
     with (tmp_path / "cluster.toml").open("a") as file:
         file.write("startup_s = 0\n")
     cluster.plan, cluster.leaving = [MADE], 2
+    cluster.pod_of_job = unscheduled("0/3 nodes are available: 3 Insufficient memory.")
 
     assert train(admitted) is None
 
     assert cluster.jobs == {}
+    assert cluster.leaving < 0, "its pods were waited for"
     assert "train_job_never_started" in caplog.text
+    assert "-node-0-0: Unschedulable: 0/3 nodes are available: 3 Insufficient memory." in caplog.text
+
+
+def test_a_train_job_that_stays_after_its_stage_has_answered_is_ended(
+    admitted: SegmentRun, cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (tmp_path / "cluster.toml").open("a") as file:
+        file.write("grace_s = 0\n")
+    cluster.plan = [RUNS]
+    cluster.on_look = lambda name: trained(admitted)({}) if len(cluster.asked) == 6 else None
+
+    assert isinstance(train(admitted), TrainRecord)
+
+    assert "train_job_outlives_its_answer" in caplog.text
+    assert cluster.jobs == {}
+
+
+def test_a_train_job_of_which_only_a_pod_on_a_dead_node_is_left_is_ended_and_has_vanished(
+    admitted: SegmentRun, cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (tmp_path / "cluster.toml").open("a") as file:
+        file.write("grace_s = 0\n")
+    cluster.plan, cluster.leaving = [MADE, RUNS, STUCK], 10_000
+
+    assert train(admitted) is None
+
+    assert "train_job_has_no_working_pod" in caplog.text
+    assert "train_job_does_not_leave" in caplog.text
+    assert cluster.jobs == {}
+
+
+def test_a_train_job_whose_pods_are_started_anew_in_time_goes_on(admitted: SegmentRun, cluster: Cluster) -> None:
+    cluster.on_create = trained(admitted)
+    cluster.plan = [MADE, RUNS, STUCK, STUCK, RUNS, RUNS, COMPLETE]
+
+    assert isinstance(train(admitted), TrainRecord)
+    assert len(cluster.jobs) == 1
+
+
+def test_the_pods_of_a_train_job_that_somebody_deletes_have_their_time_to_save(admitted: SegmentRun, cluster: Cluster) -> None:
+    cluster.plan, cluster.leaving = [MADE, RUNS, GONE], 3
+    saved = trained(admitted, StopReason.SIGNAL)
+    cluster.on_look = lambda name: saved({}) if cluster.leaving == 1 else None
+
+    assert isinstance(train(admitted), TrainRecord)
+
+
+def test_pods_that_are_over_are_not_waited_for(admitted: SegmentRun, cluster: Cluster) -> None:
+    cluster.plan, cluster.leaving = [MADE, RUNS, GONE], 10_000
+    cluster.pod_of_job = ended(1)
+
+    assert train(admitted) is None
+
+
+def test_a_train_job_that_somebody_deletes_in_the_foreground_is_waited_for(admitted: SegmentRun, cluster: Cluster) -> None:
+    cluster.plan, cluster.leaving = [MADE, RUNS, FAILED], 3
+    saved = trained(admitted, StopReason.SIGNAL)
+
+    def look(name: str) -> None:
+        if cluster.plan == [FAILED] and name in cluster.jobs:
+            cluster.jobs[name]["metadata"]["deletionTimestamp"] = "2026-11-21T09:00:00Z"
+        if cluster.leaving == 1:
+            saved({})
+
+    cluster.on_look = look
+
+    assert isinstance(train(admitted), TrainRecord)
 
 
 def test_a_train_job_whose_pods_cannot_leave_a_dead_node_is_not_waited_for_for_ever(
@@ -441,5 +512,5 @@ def test_the_installed_role_grants_what_a_train_job_takes_and_no_more(admitted: 
     with pytest.raises(KeyboardInterrupt):
         train(admitted)
 
-    assert set(cluster.asked) == granted("trainjobs")
+    assert set(cluster.asked) == granted("trainjobs") | {("list", "pods")}
     assert cluster.refused == []

@@ -34,6 +34,24 @@ logger = logging.getLogger(__name__)
 _LEFT_BEHIND = datetime.timedelta(seconds=120)
 #: Pause before a log that could not be read is asked for again. Source: own choice 2026-11: as long as the provider tries.
 _LOG_PAUSE_S = 15.0
+#: Pause before a pod whose image could not be pulled is looked at again. Source: own choice 2026-11: kubelets begin with 10 s.
+_PULL_PAUSE_S = 10.0
+#: Why an image is never pulled, in the words of kubelets and registries; every other reason may pass, or is one node's own
+#: (a full disk, a network). Source: Kubernetes' reasons of waiting containers and the error codes of OCI's distribution
+#: specification 1.1, 2026-11.
+_NEVER_PULLED = (
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "not found",
+    "manifest unknown",
+    "name unknown",
+    "unauthorized",
+    "denied",
+    "authentication required",
+    "no match for platform",
+)
+#: A container whose secret, config map or key in one is not there waits with this reason until somebody makes it.
+_MISCONFIGURED = "CreateContainerConfigError"
 
 
 class _NeverStarted(PrunellaError):
@@ -45,8 +63,10 @@ class _LogUnreadable(PrunellaError):
 
 
 class _PodManager(PodManager):
-    """Airflow's own, but that it waits out an API that is away, and that a pod which cannot leave is gone: on a node that is
-    dead nobody is there to end it."""
+    """Airflow's own, but that it waits out an API that is away, that a pod which cannot leave is gone (on a node that is dead
+    nobody is there to end it), and that it says what keeps a pod from running."""
+
+    _told = ""
 
     def read_pod(self, pod: Any) -> Any:
         place = (pod.metadata.name, pod.metadata.namespace)
@@ -54,7 +74,14 @@ class _PodManager(PodManager):
         due = found.metadata.deletion_timestamp  # already later than the deletion, by the pod's grace
         if due is not None and datetime.datetime.now(datetime.UTC) - due > _LEFT_BEHIND:
             raise ApiException(status=cluster.NOT_THERE, reason=f"to be gone since {due}, its node does not answer")
+        self._tell(found)
         return found
+
+    def _tell(self, pod: Any) -> None:
+        words = cluster.what_keeps(pod)
+        if words != self._told:
+            self._told = words
+            logger.info("stage_pod_waits pod=%s for=%s", pod.metadata.name, words or "nothing any more")
 
     def find_pod(self, pod: Any) -> Any | None:
         """The pod of that name; None when there is none."""
@@ -153,28 +180,51 @@ class StagePodOperator(KubernetesPodOperator):
 
         A pod that does not start is ended here, so that it cannot start later beside its successor.
         """
+        deadline_s = time.monotonic() + self.startup_timeout_seconds
+        while not self._is_past_start(pod, deadline_s):
+            time.sleep(_PULL_PAUSE_S)
+
+    def _is_past_start(self, pod: Any, deadline_s: float) -> bool:
+        """Whether it runs, or has ended without; False while its image may still come."""
         name = pod.metadata.name
         try:
             super().await_pod_start(pod)
         except PodLaunchTimeoutException as error:
+            reason, message = cluster.waiting(self.pod_manager.read_pod(pod))
             self.delete()
+            if reason == _MISCONFIGURED:
+                raise ConfigError(
+                    f"pod {name} cannot start: {message}; make what it names, or correct `store_secret` and `store_config` of "
+                    "the cluster settings"
+                ) from error
             raise _NeverStarted(f"pod={name}: {error}") from error
         except PodLaunchFailedException as error:
-            if not self._never_ran(pod):
+            if self._never_ran(pod):
+                return True
+            words = " ".join(str(error).split())
+            if any(reason in words for reason in _NEVER_PULLED):
                 self.delete()
-                words = " ".join(str(error).split())
                 raise ConfigError(
                     f"pod {name} cannot start: {words}; correct the cluster settings, or push the image"
                 ) from error
+            if time.monotonic() > deadline_s:
+                self.delete()
+                raise _NeverStarted(f"pod={name}: {words}") from error
+            return False
+        return True
 
     def delete(self) -> None:
-        """Delete the pod, if it is there, which gives the stage its time to save."""
+        """Delete the pod, if it is there, which gives the stage its time to save.
+
+        Raises:
+            ClusterAway: the API stays away.
+        """
         pod = self.pod or self.pod_request_obj
         if pod is None:
             return
-        metadata = pod.metadata
+        place = (pod.metadata.name, pod.metadata.namespace)
         try:
-            self.client.delete_namespaced_pod(metadata.name, metadata.namespace)
+            cluster.outlast(lambda: self.client.delete_namespaced_pod(*place, _request_timeout=cluster.TIMEOUT_S))
         except ApiException as error:
             if error.status != cluster.NOT_THERE:
                 raise

@@ -139,3 +139,17 @@ def words(error: Any) -> str:
     except (TypeError, ValueError, KeyError):
         text = error.body or ""
     return " ".join(f"{error.status} {error.reason}: {text}".split())
+
+
+def waiting(pod: Any) -> tuple[str, str]:
+    """Reason and message of the first container of a `kubernetes.client.V1Pod` that waits; empty where none does."""
+    states = [status.state.waiting for status in pod.status.container_statuses or ()]
+    found = next((state for state in states if state is not None), None)
+    return ("", "") if found is None else (found.reason or "", found.message or "")
+
+
+def what_keeps(pod: Any) -> str:
+    """Why a `kubernetes.client.V1Pod` does not run, as scheduler or kubelet word it; empty where neither says."""
+    kept_off = (one for one in pod.status.conditions or () if one.type == "PodScheduled" and one.status == "False")
+    told = waiting(pod) if any(waiting(pod)) else next(((one.reason or "", one.message or "") for one in kept_off), ("", ""))
+    return " ".join(": ".join(word for word in told if word).split())

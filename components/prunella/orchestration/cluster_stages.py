@@ -2,16 +2,18 @@
 
 What it answered is in the ledger, or nothing is and it vanished: whoever asked looks there, as with every other launcher. The
 number of the start is in the name, so a second try of the task finds the pod of the first and never that of an earlier start.
-Each pod stays off the nodes that the node ledger has cordoned; a gate goes onto its own node, cordoned or not.
+Each pod stays off the nodes that the node ledger has cordoned; a gate goes onto its own node, that of a sweep also onto a
+cordoned one.
 """
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prunella.config import Config
 from prunella.data_prep.sources import places, stdlib_folder
+from prunella.errors import StorageUnavailable
 from prunella.fleet.lifecycle import Fleet
 from prunella.fleet.roster import FleetNode, load_fleet
 from prunella.launch import door
@@ -54,7 +56,7 @@ def run_on_cluster(ledger: Ledger, key: str, request: Request, asking: Asking, i
         timeout_s=asking.timeout_s,
     )
     if request.stage in SPANS_NODES:
-        _run_train_job(manifest(launch, settings), settings, asking)
+        _run_train_job(manifest(launch, settings), settings, asking, lambda: ledger.store.exists(request.output))
         if len(request.nodes) > 1:
             _wait_for_last_words(ledger, request, settings)
     else:
@@ -79,19 +81,54 @@ def _cordoned(ledger: Ledger, request: Request) -> tuple[str, ...]:
     return tuple(name for name, state in states.items() if state is NodeState.CORDONED and name not in admitted)
 
 
-def _run_train_job(document: Manifest, settings: ClusterSettings, asking: Asking) -> None:
+def _run_train_job(document: Manifest, settings: ClusterSettings, asking: Asking, has_answered: Callable[[], bool]) -> None:
     job = TrainJob(document, grace_s=settings.grace_s)
     job.make_or_find()
     asking.on_start(job)
-    watch, begun_s = Watch(job, asking), time.monotonic()
+    watch, overdue = Watch(job, asking), _Overdue(job, settings, has_answered)
 
     def on_poll() -> None:
         watch()
-        if not job.has_started and not job.is_leaving and time.monotonic() - begun_s > settings.startup_s:
-            logger.error("train_job_never_started name=%s limit_s=%s", job.name, settings.startup_s)
+        if not job.is_leaving and overdue():
             door.stop(job, grace_s=0.0)
 
     door.wait(job, log=asking.scratch / f"{job.name}.log", on_poll=on_poll, on_line=stage_output.info)
+
+
+class _Overdue:
+    """Whether a TrainJob must be ended here, because the cluster will not: it was not started in time, or it stays although its
+    stage has answered or all that is left of it is on a node that is dead."""
+
+    def __init__(self, job: TrainJob, settings: ClusterSettings, has_answered: Callable[[], bool]) -> None:
+        self._job = job
+        self._settings = settings
+        self._has_answered = has_answered
+        self._begun_s = time.monotonic()
+        self._answered_s: float | None = None
+
+    def __call__(self) -> bool:
+        job, grace_s, now_s = self._job, self._settings.grace_s, time.monotonic()
+        if self._answered_s is None and self._is_answered():
+            self._answered_s = now_s
+        if self._answered_s is not None:
+            return self._says(now_s - self._answered_s > grace_s, "train_job_outlives_its_answer", grace_s)
+        if not job.has_started:
+            startup_s = self._settings.startup_s
+            return self._says(now_s - self._begun_s > startup_s, "train_job_never_started", startup_s)
+        return self._says(job.idle_s > 2 * grace_s, "train_job_has_no_working_pod", 2 * grace_s)
+
+    def _is_answered(self) -> bool:
+        """A store that is away has told nothing."""
+        try:
+            return self._has_answered()
+        except StorageUnavailable as error:
+            logger.warning("answer_not_looked_for name=%s error=%s", self._job.name, error)
+            return False
+
+    def _says(self, is_overdue: bool, event: str, limit_s: float) -> bool:
+        if is_overdue:
+            logger.error("%s name=%s limit_s=%s pods=%s", event, self._job.name, limit_s, self._job.what_keeps_it())
+        return is_overdue
 
 
 def _wait_for_last_words(ledger: Ledger, request: Request, settings: ClusterSettings) -> None:

@@ -44,7 +44,7 @@ def granted(documents: list[Manifest]) -> dict[tuple[str, str], set[str]]:
 
 def test_roles_grant_exactly_what_starting_watching_and_ending_stages_takes(documents: list[Manifest]) -> None:
     assert granted(documents) == {
-        ("prunella-orchestrator", "pods"): {"create", "delete", "get"},
+        ("prunella-orchestrator", "pods"): {"create", "delete", "get", "list"},
         ("prunella-orchestrator", "pods/log"): {"get"},
         ("prunella-orchestrator", "trainer.kubeflow.org/trainjobs"): {"create", "delete", "get"},
         ("prunella-node-keeper", "nodes"): {"get", "patch"},
