@@ -19,7 +19,8 @@ class Form:
     Args:
         prefix: the registry's name with its slash; empty means images of this machine.
         device_resource: what an accelerator is called, such as nvidia.com/gpu.
-        devices: how many of them each pod asks for that runs a stage with torch; 0 asks for none.
+        devices: how many of them each pod asks for that runs a stage with torch; 0 asks for none. Such a pod also
+            goes onto nodes that are tainted by the accelerator's name.
         store_secret: secret with `STORE_KEYS`, config map of the same name with `STORE_SETTINGS` and, as files in
             `STORE_FOLDER`, whatever else it holds; each may be absent in the cluster. Empty names none.
     """
@@ -43,6 +44,7 @@ class Form:
         task.set_cpu_limit(STEPS[name].cpu).set_memory_limit(STEPS[name].memory)
         if self.devices and STEPS[name].image == TRAINER:
             task.set_accelerator_type(self.device_resource).set_accelerator_limit(self.devices)
+            kubernetes.add_toleration(task, key=self.device_resource, operator="Exists", effect="NoSchedule")
         if self.store_secret and "root" in arguments:
             self._reach_store(task)
         return task.set_caching_options(False)

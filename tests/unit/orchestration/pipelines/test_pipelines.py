@@ -123,11 +123,16 @@ def test_accelerators_are_asked_for_by_the_stages_that_bring_torch_and_by_nothin
     form = Form(is_container=True, devices=8, device_resource="amd.com/gpu")
 
     for path in compile_pipelines(tmp_path, form):
-        for executor in read(path).pipeline["deploymentSpec"]["executors"].values():
+        compiled = read(path)
+        platform = compiled.platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+        for name, executor in compiled.pipeline["deploymentSpec"]["executors"].items():
             asked = executor["container"]["resources"].get("accelerator", {})
             brings_torch = executor["container"]["image"] == image_name(TRAINER, "")
             found = (asked.get("resourceType"), asked.get("resourceCount"))
             assert found == (("amd.com/gpu", "8") if brings_torch else (None, None)), executor
+            tolerated = platform.get(name, {}).get("tolerations", [])
+            taint = {"key": "amd.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+            assert tolerated == ([taint] if brings_torch else []), executor
 
 
 def test_the_command_writes_the_pipelines_of_the_repository(tmp_path: Path) -> None:
