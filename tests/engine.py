@@ -18,6 +18,8 @@ from prunella.launch.images import image_name
 #: Text that a person or a build wrote is smaller.
 SMALL_BYTES = 1 << 18
 _READ_BYTES = 1 << 20
+#: The longest that a command takes is Airflow's start, half a minute on a busy machine.
+_PATIENCE_S = 300
 
 
 @contextmanager
@@ -42,11 +44,22 @@ def engine_with(*images: str) -> Iterator[None]:
 
 
 def in_image(image: str, *command: str, environment: dict[str, str] | None = None) -> str:
-    """What a command prints inside an image. Raises docker's ContainerError where it fails."""
-    import docker
+    """What a command prints inside an image. Raises docker's ContainerError where it fails.
 
-    settings = {"remove": True, "network_mode": "host", "environment": environment, **container._closed()}
-    output: bytes = docker.from_env().containers.run(image_name(image), list(command), **settings)
+    Its log is read once it is over: followed from the start, a short command's never ended (podman 4.3, once in hundreds).
+    """
+    import docker
+    from docker.errors import ContainerError
+
+    settings = {"network_mode": "host", "environment": environment, **container._closed()}
+    made = docker.from_env().containers.run(image_name(image), list(command), detach=True, **settings)
+    try:
+        code = made.wait(timeout=_PATIENCE_S)["StatusCode"]
+        if code:
+            raise ContainerError(made, code, command, image, made.logs(stdout=False, stderr=True))
+        output: bytes = made.logs(stdout=True, stderr=False)
+    finally:
+        made.remove(force=True)
     return output.decode()
 
 
