@@ -227,6 +227,14 @@ def test_a_service_of_the_stack_listens_on_this_machine_only(name: str, command:
     assert "ports" not in found
 
 
+def test_the_postgresql_of_the_stack_asks_everybody_for_the_password(file: Path) -> None:
+    """initdb alone says whom a new database trusts; by default that is everybody on this machine."""
+    environment = services(complete(stack.environment_of(file)))["postgres"]["environment"]
+
+    assert environment["POSTGRES_INITDB_ARGS"] == "--auth=scram-sha-256"
+    assert "POSTGRES_HOST_AUTH_METHOD" not in environment
+
+
 # ------------------------------------------------------------------------------------------------ an engine without root
 
 
