@@ -1,5 +1,5 @@
-"""The stack's one file: it alone decides, an edit of it or another build reaches every service, and what it names no more is
-ended. Only its owner may read it, and only this machine may reach the services."""
+"""The stack's one file: it alone decides, also on the engine; an edit of it or another build reaches every service, and what
+it names no more is ended. Only its owner may read it, and only this machine may reach the services."""
 
 import hashlib
 import importlib.util

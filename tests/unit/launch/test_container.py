@@ -207,7 +207,7 @@ def test_selinux_keeps_no_container_out_of_its_mounts(published: Callable[[], di
 def test_a_container_has_the_users_of_the_network_that_it_is_on(
     info: dict[str, Any], namespace: str | None, engine: EngineDouble, published: Callable[[], dict[str, Any]]
 ) -> None:
-    """Docker that maps the users of its containers gives nobody else the host's network; without root there is no other."""
+    """Docker that maps users refuses the host's network without the host's users; without root there are none but its own."""
     engine.plan["GET /info"] = info
 
     assert published()["HostConfig"].get("UsernsMode") == namespace
