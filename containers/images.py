@@ -42,6 +42,8 @@ _BUILDERS = {
 }
 #: podman's own limits are refused on some machines (see `launch/container.py`), and it wants systemd for health checks.
 _LIMITS = {"docker": (), "podman": ("--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096", "--no-healthcheck")}
+#: Starts a container that looks at an image. Docker that maps users (userns-remap) wants both or none.
+_RUN = ("run", "--rm", "--network=host", "--userns=host")
 _TAIL_LINES = 30
 
 
@@ -82,7 +84,7 @@ def _python_of(base: str, builder: str) -> str:
     if base in known:
         return known[base]
     question = "import sys; print(*sys.version_info[:2], sep='.')"
-    asked = [builder, "run", "--rm", "--network=host", *_LIMITS[builder], base, "python3", "-c", question]
+    asked = [builder, *_RUN, *_LIMITS[builder], base, "python3", "-c", question]
     done = subprocess.run(asked, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"{builder} ended with {done.returncode}"])[-1]
@@ -194,7 +196,7 @@ print(json.dumps({
 
 def _write_bill(image: str, builder: str, tag: str) -> None:
     """What is installed in an image, asked of the image itself, as `var/images/<image>.cdx.json`."""
-    inside = [builder, "run", "--rm", "--network=host", *_LIMITS[builder], tag, "python", "-c", _INVENTORY]
+    inside = [builder, *_RUN, "--pull=never", *_LIMITS[builder], tag, "python", "-c", _INVENTORY]
     found = json.loads(subprocess.run(inside, check=True, capture_output=True, text=True).stdout)
     purls = [PackageURL("pypi", name=re.sub(r"[-_.]+", "-", name).lower(), version=version) for name, version in found["pypi"]]
     purls += [PackageURL("deb", "debian", name, version) for name, version in found["deb"]]
@@ -231,11 +233,13 @@ def _print_sizes(builder: str, tags: list[str]) -> None:
 def _logged(command: list[str], name: str) -> None:
     """Run a command with its output in `var/images/<name>.log`; ends this one with its last lines when it fails."""
     log = WORK / f"{name}.log"
+    # Docker's own builder puts an image into the engine; another (buildx) would keep it to itself.
+    environment = {variable: value for variable, value in os.environ.items() if variable != "BUILDX_BUILDER"}
     with log.open("ab") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode
-    if code:
+        done = subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    if done.returncode:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
-        sys.exit(f"{tail}\nmake images: {command[0]} ended with {code} while making {name}; all it said is in {log}")
+        sys.exit(f"{tail}\nmake images: {command[0]} ended with {done.returncode} while making {name}; all it said is in {log}")
 
 
 if __name__ == "__main__":

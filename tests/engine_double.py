@@ -23,7 +23,8 @@ _USUAL = {"GET /version": PODMAN, "GET /info": {"SecurityOptions": ["name=seccom
 
 
 class EngineDouble(ThreadingMixIn, UnixStreamServer):
-    """Answers `METHOD /path` (without the API's version) with a document or bytes, and all else with 404."""
+    """Answers `METHOD /path` (without the API's version) with a document or bytes, or refuses it with a status, and all else
+    with 404."""
 
     daemon_threads = True
 
@@ -57,10 +58,11 @@ class _Door(BaseHTTPRequestHandler):
         path = re.sub(r"^/v[0-9.]+", "", target.path)
         self.server.asked.append((f"{self.command} {path}", parse_qs(target.query)))
         self.server.sent.append((f"{self.command} {path}", json.loads(sent) if sent else None))
-        found = self.server.plan.get(f"{self.command} {path}")
-        document = {"message": f"no such thing: {path}"} if found is None else found
+        found = self.server.plan.get(f"{self.command} {path}", 404)
+        is_refusal = isinstance(found, int)
+        document = {"message": f"no such thing: {path}"} if is_refusal else found
         body = document if isinstance(document, bytes) else json.dumps(document).encode()
-        self.send_response(404 if found is None else 200)
+        self.send_response(found if is_refusal else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

@@ -154,6 +154,43 @@ def test_a_base_with_the_python_that_makes_the_wheels_is_taken(images: ModuleTyp
         images._check_python(base, images._python_of(base, "podman"))
 
 
+def test_a_base_is_looked_at_with_the_users_of_this_machine_because_the_network_is_its_own_too(
+    images: ModuleType, builder: Path
+) -> None:
+    builder.write_text('#!/bin/sh\necho "$*"\n')
+
+    asked = images._python_of("debian", "podman").split()
+
+    assert {"--network=host", "--userns=host"} <= set(asked)
+
+
+# ------------------------------------------------------------------------------------------------ an image, in the engine
+
+
+def test_an_image_is_looked_at_as_it_was_built_and_never_fetched(images: ModuleType, builder: Path, tmp_path: Path) -> None:
+    """Docker Hub's `prunella` is not us."""
+    builder.write_text("""#!/bin/sh
+echo "$*" > "$(dirname "$0")/told"
+echo '{"pypi": [["filelock", "1.0"]], "deb": []}'
+""")
+
+    images._write_bill("trainer", "podman", "prunella/trainer:0.1.0")
+
+    told = builder.with_name("told").read_text().split()
+    assert {"--pull=never", "--network=host", "--userns=host"} <= set(told[: told.index("prunella/trainer:0.1.0")])
+    assert "filelock" in (tmp_path / "trainer.cdx.json").read_text()
+
+
+def test_an_image_is_built_by_the_engine_that_is_to_have_it(
+    images: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUILDX_BUILDER", "elsewhere")
+
+    images._logged(["sh", "-c", "echo built by ${BUILDX_BUILDER:-the engine}"], "trainer")
+
+    assert (tmp_path / "trainer.log").read_text() == "built by the engine\n"
+
+
 # ------------------------------------------------------------------------------------------------ our package, and its layer
 
 

@@ -1,8 +1,11 @@
-"""The stack's one file: it alone decides, an edit of it or another build reaches every service, and what it names no more is
-ended. Only its owner may read it, and only this machine may reach the services."""
+"""The stack's one file: it alone decides, also on the engine; an edit of it or another build reaches every service, and what
+it names no more is ended. Only its owner may read it, and only this machine may reach the services."""
 
+import hashlib
 import importlib.util
+import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +18,7 @@ from dotenv import dotenv_values
 from podman_compose import rec_subs
 
 from buckets import BUCKET, moto_bucket, set_in_environment
-from engine_double import DOCKER, ROOTLESS, EngineDouble, engine_double
+from engine_double import DOCKER, PODMAN, ROOTLESS, EngineDouble, engine_double
 
 CONTAINERS = Path(__file__).resolve().parents[2] / "containers"
 FILE = """\
@@ -24,6 +27,14 @@ PRUNELLA_ROOT=s3://ours/runs
 PRUNELLA_VERSION=1.0
 AWS_REGION=eu-central-1
 PRUNELLA_DATABASE='postgresql+psycopg2://ours:it has spaces@127.0.0.1:5432/airflow'
+"""
+#: Docker's client with its compose, or podman's: every image's id lies in the file `images` beside it, and it notes what it is
+#: told, and for which engine.
+CLIENT = """\
+#!/bin/sh
+echo "$DOCKER_HOST$DOCKER_CONTEXT" >> "$(dirname "$0")/engines"
+[ "$1 $2" = "image inspect" ] && { cat "$(dirname "$0")/images"; exit; }
+[ "$1" = ps ] || echo "$*" >> "$(dirname "$0")/told"
 """
 #: An engine that has one container of the service that is asked for, and images whose ids lie in files of their names beside
 #: it, and notes what else it is told.
@@ -106,9 +117,16 @@ def test_what_the_file_does_not_say_is_not_taken_from_the_shell(name: str, file:
 
 
 def test_what_is_no_setting_of_the_stack_reaches_compose_as_it_is(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DOCKER_HOST", "unix:///somewhere.sock")
+    monkeypatch.setenv("DOCKER_CONFIG", "/somewhere")
 
-    assert stack.environment_of(file)["DOCKER_HOST"] == "unix:///somewhere.sock"
+    assert stack.environment_of(file)["DOCKER_CONFIG"] == "/somewhere"
+
+
+def test_a_value_of_the_file_is_read_to_the_letter(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/of-the-shell")
+    file.write_text(FILE + "AWS_SECRET_ACCESS_KEY='pa$$word ${HOME} #1'\n")
+
+    assert stack.environment_of(file)["AWS_SECRET_ACCESS_KEY"] == "pa$$word ${HOME} #1"
 
 
 # ------------------------------------------------------------------------------------------------ an edit arrives
@@ -225,6 +243,159 @@ def test_a_service_of_the_stack_listens_on_this_machine_only(name: str, command:
     assert found["command"] == command
     assert found["network_mode"] == "host"
     assert "ports" not in found
+
+
+def test_the_postgresql_of_the_stack_asks_everybody_for_the_password(file: Path) -> None:
+    """initdb alone says whom a new database trusts; by default that is everybody on this machine."""
+    environment = services(complete(stack.environment_of(file)))["postgres"]["environment"]
+
+    assert environment["POSTGRES_INITDB_ARGS"] == "--auth=scram-sha-256"
+    assert "POSTGRES_HOST_AUTH_METHOD" not in environment
+
+
+# ------------------------------------------------------------------------------------------------ one engine for all
+
+
+@pytest.fixture
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The programs docker and podman of this machine."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "images").write_text("sha256:one\n")
+    for name in ("docker", "podman"):
+        (folder / name).write_text(CLIENT)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("DOCKER_CONTEXT", "of-the-shell")
+    return folder
+
+
+def ask(file: Path, *words: str) -> None:
+    """`make stack ARGS="..."`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["stack.py", "--env", str(file), *words])
+        stack.main()
+
+
+@pytest.fixture
+def own(docker: EngineDouble, client: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stack's file as it is written, after which the shell names another engine."""
+    written(tmp_path / "stack")
+    monkeypatch.setenv("DOCKER_HOST", "unix:///of-the-shell.sock")
+    return tmp_path / "stack.env"
+
+
+def edit(file: Path, name: str, value: object) -> None:
+    lines = [f"{name}={value}" if line.startswith(f"{name}=") else line for line in file.read_text().splitlines()]
+    file.write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("words", [("up", "--no-start"), ("logs", "airflow")])
+def test_every_word_is_for_the_engine_that_the_file_names_whichever_the_shell_does(
+    words: tuple[str, ...], own: Path, docker: EngineDouble, client: Path
+) -> None:
+    ask(own, *words)
+
+    assert set((client / "engines").read_text().split()) == {docker.address}
+    assert (client / "told").read_text().splitlines()[-1].endswith(" ".join(words))
+
+
+def test_podman_is_told_the_engine_by_the_variable_that_it_reads(own: Path, docker: EngineDouble) -> None:
+    assert stack.environment_of(own)["CONTAINER_HOST"] == docker.address
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [(DOCKER, ("docker", ["docker", "compose"])), (PODMAN, ("podman", [sys.executable, "-m", "podman_compose"]))],
+)
+def test_the_engine_says_whose_compose_starts_the_services_where_both_are_there(
+    version: dict[str, Any], expected: tuple[str, list[str]], own: Path, docker: EngineDouble
+) -> None:
+    docker.plan["GET /version"] = version
+
+    assert stack._compose(own, stack.environment_of(own)) == expected
+
+
+def test_docker_without_its_compose_is_one_clear_error(own: Path, client: Path) -> None:
+    (client / "docker").write_text("#!/bin/sh\nexit 1\n")
+
+    with pytest.raises(SystemExit, match=r"expected that `docker compose version` answers .*; install"):
+        ask(own, "up")
+
+
+def test_without_a_name_in_the_shell_the_engine_is_that_of_the_current_docker_context(
+    docker: EngineDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = hashlib.sha256(b"mine").hexdigest()
+    about = {"Name": "mine", "Metadata": {}, "Endpoints": {"docker": {"Host": docker.address, "SkipTLSVerify": False}}}
+    (tmp_path / "contexts" / "meta" / mark).mkdir(parents=True)
+    (tmp_path / "contexts" / "meta" / mark / "meta.json").write_text(json.dumps(about))
+    (tmp_path / "config.json").write_text(json.dumps({"currentContext": "mine"}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    for name in ("DOCKER_HOST", "DOCKER_CONTEXT"):
+        monkeypatch.delenv(name, raising=False)
+
+    assert written(tmp_path / "stack")["PRUNELLA_ENGINE_SOCKET"] == str(docker.path)
+
+
+# ------------------------------------------------------------------------------------------------ what must be there
+
+
+@pytest.mark.parametrize("name", ["PRUNELLA_DATA_FOLDER", "PRUNELLA_FOLDER", "PRUNELLA_ENGINE_SOCKET"])
+def test_a_path_of_the_file_that_is_not_there_is_one_clear_error_before_anything_is_started(
+    name: str, own: Path, client: Path, tmp_path: Path
+) -> None:
+    edit(own, name, tmp_path / "mistyped")
+
+    with pytest.raises(SystemExit, match=f"{name} in {own}: expected .*, found none at .*mistyped"):
+        ask(own, "up")
+
+    assert not (tmp_path / "mistyped").exists()
+    assert not (client / "told").exists() or (client / "told").read_text() == "compose version\n"
+
+
+@pytest.mark.parametrize(("prefix", "cure"), [("", "run: make images"), ("registry.example/", "pull registry.example/")])
+def test_an_image_of_ours_that_is_not_there_is_built_or_pulled_by_a_person(
+    prefix: str, cure: str, own: Path, client: Path
+) -> None:
+    (client / "images").write_text("")
+    edit(own, "PRUNELLA_IMAGE_PREFIX", prefix)
+
+    with pytest.raises(SystemExit, match=f"expected {prefix}prunella/airflow:.* in the engine at .*, found none; {cure}"):
+        ask(own, "up")
+
+    assert (client / "told").read_text() == "compose version\n"
+
+
+def test_no_image_of_ours_is_ever_fetched_by_its_name(file: Path) -> None:
+    """Without a registry's name before it, that would be somebody else's."""
+    found = services(complete(stack.environment_of(file))).values()
+
+    assert {service.get("pull_policy") for service in found if service["image"].startswith("prunella/")} == {"never"}
+    assert {service.get("pull_policy") for service in found if not service["image"].startswith("prunella/")} == {None}
+
+
+def test_airflow_knows_a_user_name_though_whoever_runs_it_is_in_no_list_of_users(file: Path) -> None:
+    environment = services(complete(stack.environment_of(file)))["airflow"]["environment"]
+
+    assert {name: environment[name] for name in ("USER", "LOGNAME")} == {"USER": "prunella", "LOGNAME": "prunella"}
+
+
+def test_selinux_keeps_no_service_out_of_its_folders(file: Path) -> None:
+    options = [service["security_opt"] for service in services(complete(stack.environment_of(file))).values()]
+
+    assert options == [["no-new-privileges:true", "label=disable"]] * len(EVERY)
+
+
+@pytest.mark.usefixtures("docker")
+def test_services_are_given_no_more_processes_than_their_user_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Podman without root is refused a limit above that, which is small on a machine with little memory."""
+    monkeypatch.setattr("resource.getrlimit", lambda _which: (1024, 31_000))
+
+    settings = written(tmp_path / "stack")
+    found = services({name: value for name, value in settings.items() if value is not None})
+
+    assert {tuple(service["ulimits"]["nproc"].values()) for service in found.values()} == {("31000", "31000")}
 
 
 # ------------------------------------------------------------------------------------------------ an engine without root

@@ -90,6 +90,8 @@ _PROCESSES = 32_768
 #: A command's container that was made this long ago is waited for by nobody. A younger one may be about to start, or have just
 #: ended, whoever made it. Source: own choice 2026-11: publications are waited for for minutes.
 _FORGOTTEN_AFTER = "1h"
+#: Whom programs inside take themselves for: whoever launches is in no list of users there. It is our images' own user.
+_USER_NAME = "prunella"
 #: The one place a container may write to without a mount: its own.
 _TMP = "/tmp"  # noqa: S108
 
@@ -153,10 +155,19 @@ def start_command(arguments: list[str], *, log: Path, writes: list[Path]) -> "Co
     name = f"prunella-{arguments[0]}-{os.getpid()}-{time.monotonic_ns():x}"
     folders = _mounts([*writes, log.parent, make_folder(scratch_base())], ())
     with _engine_errors(name):
-        _engine().containers.prune(filters={"label": f"{LABEL}=command", "until": _FORGOTTEN_AFTER})
+        _remove_forgotten()
     environment = _named(_FOR_TRACKING)
     _start(_create(name, WORKER, arguments, log=log, folders=folders, environment=environment, label="command"))
     return ContainerProgram(Container(name=name))
+
+
+def _remove_forgotten() -> None:
+    """Remove the containers of commands that nobody waits for."""
+    try:
+        _engine().containers.prune(filters={"label": f"{LABEL}=command", "until": _FORGOTTEN_AFTER})
+    except APIError as error:
+        if error.status_code != 409:  # what Docker says while another publication does the same
+            raise
 
 
 class ContainerProgram:
@@ -218,6 +229,7 @@ def _create(
                 working_dir=os.getcwd(),  # inputs may be named relative to it
                 volumes=folders,
                 network_mode="host",
+                userns_mode=_user_namespace(),
                 labels={LABEL: label},
                 tmpfs={} if _TMP in folders else {_TMP: "mode=1777"},
                 **_closed(),
@@ -249,21 +261,26 @@ def _start(container: Any) -> None:
 
 def _closed() -> dict[str, Any]:
     """A stage needs no privilege and writes only where something is mounted. Its launcher watches it, so the engine need not;
-    limits are named because an engine's own are refused on some machines."""
+    limits are named because an engine's own are refused on some machines. SELinux would keep it out of its mounts, unless they
+    were labelled anew, and those are a person's own folders: it is off for the container."""
     return {
         "healthcheck": {"test": ["NONE"]},
         "ulimits": [Ulimit(name=name, soft=soft, hard=hard) for name, (soft, hard) in _limits()],
         "read_only": True,
         "cap_drop": ["ALL"],
-        "security_opt": ["no-new-privileges"],
+        "security_opt": ["no-new-privileges", "label=disable"],
     }
 
 
 def _limits() -> Iterator[tuple[str, tuple[int, int]]]:
     yield "nofile", resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield "nproc", (most_processes(), most_processes())
+
+
+def most_processes() -> int:
+    """Processes and threads that a container may have here: no engine without root gives more than its user has."""
     allowed = resource.getrlimit(resource.RLIMIT_NPROC)[1]
-    processes = _PROCESSES if allowed == resource.RLIM_INFINITY else min(allowed, _PROCESSES)
-    yield "nproc", (processes, processes)
+    return _PROCESSES if allowed == resource.RLIM_INFINITY else min(allowed, _PROCESSES)
 
 
 def _passed_on(prefixes: tuple[str, ...]) -> dict[str, str]:
@@ -279,8 +296,9 @@ def _environment() -> dict[str, str]:
 
     passed = _passed_on(_FOR_STAGES) | _named((*_SETTINGS, *_PROXIES))
     files = {variable: str(path) for variable, path in _credential_files().items()}
-    own = {"HOME": _TMP, "PRUNELLA_SCRATCH": str(scratch_base()), STDLIB_VARIABLE: str(stdlib_folder())}
-    return {**passed, **files, **own}
+    user = {"HOME": _TMP, "USER": _USER_NAME, "LOGNAME": _USER_NAME}
+    own = {"PRUNELLA_SCRATCH": str(scratch_base()), STDLIB_VARIABLE: str(stdlib_folder())}
+    return {**passed, **files, **user, **own}
 
 
 def _mounts(writes: Iterable[Path], reads: Iterable[Path]) -> dict[str, dict[str, str]]:
@@ -301,6 +319,12 @@ def _credential_files() -> dict[str, Path]:
 def _user() -> str:
     """Who launches, so that files belong to them. A rootless engine maps them to its containers' root."""
     return "0:0" if _is_rootless() else f"{os.getuid()}:{os.getgid()}"
+
+
+def _user_namespace() -> str | None:
+    """That of this machine, because the network is: Docker that maps users (userns-remap) refuses one without the other. An
+    engine without root has its own alone."""
+    return None if _is_rootless() else "host"
 
 
 # ------------------------------------------------------------------------------------------------ the engine
@@ -347,5 +371,6 @@ def _engine_errors(what: str) -> Iterator[None]:
     except (DockerException, OSError) as error:
         raise PrunellaError(
             f"{what}: the container engine at {os.environ.get('DOCKER_HOST', 'its usual socket')} does not answer ({error}); "
-            "start it, or name another with DOCKER_HOST; what runs in containers goes on, and is found again"
+            "start it, or name another with DOCKER_HOST; containers that it did not end (Docker ends them with itself, unless "
+            "its live-restore is on) go on, and are found again"
         ) from error

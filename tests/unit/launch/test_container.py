@@ -3,12 +3,15 @@
 And what becomes of one that is lost or dies at the wrong moment, with a stand-in for the engine.
 """
 
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from docker.errors import APIError
 
-from engine_double import EngineDouble, engine_double
+from engine_double import ROOTLESS, EngineDouble, engine_double
 from prunella.errors import PrunellaError
 from prunella.launch import container, door
 from prunella.tracking import mlflow_door
@@ -84,6 +87,14 @@ def test_what_a_stage_does_not_read_stays_outside(name: str, monkeypatch: pytest
     assert "hunter2" not in str(container._environment())
 
 
+def test_programs_inside_know_a_user_name_though_whoever_launches_is_in_no_list_of_users_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("USER", "of-outside")
+
+    assert {name: container._environment()[name] for name in ("USER", "LOGNAME")} == {"USER": "prunella", "LOGNAME": "prunella"}
+
+
 # ------------------------------------------------------------------------------------------------ at the wrong moment
 
 #: An engine that makes a container with this id, and has none of any name.
@@ -111,16 +122,22 @@ def forget_the_engine() -> None:
 
 
 @pytest.fixture
-def published_with(engine: EngineDouble, tmp_path: Path) -> Callable[[], dict[str, str]]:
-    """What a publication's container is given of the environment."""
+def published(engine: EngineDouble, tmp_path: Path) -> Callable[[], dict[str, Any]]:
+    """What the engine is asked to make for a publication."""
 
-    def given() -> dict[str, str]:
+    def asked() -> dict[str, Any]:
         engine.plan["POST /containers/made/start"] = {}
         door.start_command(["publish"], log=tmp_path / "publish.log", writes=[])
         [document] = engine.documents("POST /containers/create")
-        return dict(entry.split("=", 1) for entry in document["Env"])
+        return document
 
-    return given
+    return asked
+
+
+@pytest.fixture
+def published_with(published: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, str]]:
+    """What a publication's container is given of the environment."""
+    return lambda: dict(entry.split("=", 1) for entry in published()["Env"])
 
 
 @pytest.mark.parametrize(
@@ -162,6 +179,49 @@ def test_only_old_containers_of_commands_are_removed_because_a_young_one_may_be_
     assert [query["filters"] for query in engine.queries("POST /containers/prune")] == [
         ['{"label": ["org.prunella=command"], "until": ["1h"]}']
     ]
+
+
+def test_a_publication_is_made_while_another_removes_the_old_containers(
+    engine: EngineDouble, published: Callable[[], dict[str, Any]]
+) -> None:
+    """Docker does this once at a time, and refuses the second."""
+    engine.plan["POST /containers/prune"] = 409
+
+    assert published()["Cmd"][-1] == "publish"
+
+
+def test_another_refusal_to_remove_the_old_containers_is_told(
+    engine: EngineDouble, published: Callable[[], dict[str, Any]]
+) -> None:
+    engine.plan["POST /containers/prune"] = 403
+
+    with pytest.raises(APIError, match="403"):
+        published()
+
+
+def test_selinux_keeps_no_container_out_of_its_mounts(published: Callable[[], dict[str, Any]]) -> None:
+    assert published()["HostConfig"]["SecurityOpt"] == ["no-new-privileges", "label=disable"]
+
+
+@pytest.mark.parametrize(("info", "namespace"), [({}, "host"), (ROOTLESS, None)])
+def test_a_container_has_the_users_of_the_network_that_it_is_on(
+    info: dict[str, Any], namespace: str | None, engine: EngineDouble, published: Callable[[], dict[str, Any]]
+) -> None:
+    """Docker that maps users refuses the host's network without the host's users; without root there are none but its own."""
+    engine.plan["GET /info"] = info
+
+    assert published()["HostConfig"].get("UsernsMode") == namespace
+
+
+@pytest.mark.parametrize(("allowed", "given"), [(resource.RLIM_INFINITY, 32_768), (96_365, 32_768), (31_000, 31_000)])
+def test_a_container_is_asked_for_no_more_processes_than_are_allowed_here(
+    allowed: int, given: int, published: Callable[[], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _which: (1024, allowed))
+
+    limits = {limit["Name"]: limit for limit in published()["HostConfig"]["Ulimits"]}
+
+    assert limits["nproc"] == {"Name": "nproc", "Soft": given, "Hard": given}
 
 
 def test_a_container_that_is_gone_before_it_was_started_is_one_clear_error(engine: EngineDouble, tmp_path: Path) -> None:
