@@ -42,7 +42,7 @@ from prunella.orchestration.graph import Step
 from prunella.orchestration.leaving import leave
 from prunella.orchestration.masking import mask_secrets
 from prunella.orchestration.notifier import ASKED, Alert
-from prunella.orchestration.scheduling import on_all_nodes, on_one_node, segment_deadline
+from prunella.orchestration.scheduling import in_queue, on_all_nodes, on_one_node, segment_deadline
 from prunella.records import Action
 
 EXPERIMENT = "1. Experiment"
@@ -102,6 +102,7 @@ with DAG(
     description="One segment of a pretraining experiment: gate, train, validate, heal, evaluate",
     schedule=None,
     catchup=False,
+    is_paused_upon_creation=False,  # a run of a paused DAG waits for ever, and nobody is told
     doc_md=__doc__,
     tags=["prunella"],
     max_active_runs=16,
@@ -115,6 +116,7 @@ with DAG(
         "pre_execute": mask_secrets,
         "on_retry_callback": leave,
         "on_failure_callback": leave,
+        **in_queue(),
     },
 ) as dag:
     prepare_data = steps.PrepareData(task_id=Step.PREPARE_DATA)

@@ -24,7 +24,7 @@ from airflow.sdk import DAG, Param, task
 
 from prunella.launch import door
 from prunella.orchestration.masking import mask_secrets
-from prunella.orchestration.scheduling import on_one_idle_node
+from prunella.orchestration.scheduling import in_queue, on_one_idle_node
 
 with DAG(
     dag_id="sweep_fleet",
@@ -41,7 +41,7 @@ with DAG(
     },
     doc_md=__doc__,
     tags=["prunella"],
-    default_args={"owner": "prunella", "pre_execute": mask_secrets},
+    default_args={"owner": "prunella", "pre_execute": mask_secrets, **in_queue()},
 ) as dag:
     # The first tick may come before the API server listens; a second try finds the requests of the first.
     @task(retries=2, retry_delay=timedelta(seconds=5))

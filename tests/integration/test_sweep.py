@@ -25,6 +25,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_sweep_admits_new_nodes_and_returns_a_cordoned_one_only_after_two_passes(root: str) -> None:
+    Story(root=root).begin()
     fleet = Fleet(FolderStore(root))
     fleet.cordon("node-1", Owner.GATE, "matrix_product: 4e6 ulps")
     fleet.cordon("node-2", Owner.OPERATOR, "smells of smoke")
@@ -46,6 +47,14 @@ def test_without_a_file_the_nodes_of_the_experiments_are_swept(root: str, tmp_pa
     assert [node_of(key) for key in open_sweep(root, None, "scheduled__1")] == ["ward-0", "ward-1"]
 
 
+def test_before_the_first_experiment_there_is_nothing_to_sweep_but_what_a_file_names(root: str, tmp_path: Path) -> None:
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text("nodes:\n  - name: ward-0\n")
+
+    assert open_sweep(root, None, "scheduled__1") == []
+    assert [node_of(key) for key in open_sweep(root, str(fleet), "scheduled__2")] == ["ward-0"]
+
+
 def test_a_node_that_an_attempt_took_up_since_is_left_in_peace(root: str) -> None:
     story = Story(root=root).begin()
     keys = open_sweep(root, None, "scheduled__1")
@@ -56,6 +65,8 @@ def test_a_node_that_an_attempt_took_up_since_is_left_in_peace(root: str) -> Non
 
 
 def test_sweep_of_one_dag_run_is_opened_once(root: str) -> None:
+    Story(root=root).begin()
     first = open_sweep(root, None, "scheduled__1")
 
+    assert first
     assert open_sweep(root, None, "scheduled__1") == first

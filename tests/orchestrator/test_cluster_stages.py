@@ -322,6 +322,7 @@ def test_text_that_no_pod_can_see_is_refused_before_anything_is_sent(cluster: Cl
 
 
 def test_a_stage_that_no_airflow_task_asks_for_is_refused(cluster: Cluster, root: str) -> None:
+    Story(root=root).begin()
     (key,) = open_sweep(root, None, "manual")[:1]
 
     with pytest.raises(ConfigError, match="started by Airflow's tasks only"):

@@ -115,7 +115,8 @@ def publish_apart(ledger: Ledger, *, is_awaited: bool) -> None:
 
     Args:
         is_awaited: wait for it, within its time. Between two segments nobody waits: training goes on, and the next
-            publication says everything again. Two at once take turns.
+            publication says everything again. Two at once take turns. Where stages are pods it is waited for in any case:
+            Airflow's worker may be a pod too, which takes along whatever it has started.
     """
     try:
         _start_publishing(ledger, is_awaited=is_awaited)
@@ -128,7 +129,7 @@ def _start_publishing(ledger: Ledger, *, is_awaited: bool) -> None:
     arguments = ["publish", "--root", ledger.store.root, "--experiment", ledger.name]
     log = folder(ledger) / "publish.log"
     process = door.start_command(arguments, log=log, writes=_written(ledger))
-    if not is_awaited:
+    if not is_awaited and door.launcher() != door.KUBERNETES:
         return
     try:
         code = process.wait(2 * timeout_s)

@@ -1,7 +1,7 @@
-"""What the environment asks of Airflow's scheduler: slots for work on nodes, and a time by which a segment has ended.
+"""What the environment asks of Airflow's scheduler: slots for work on nodes, a time by which a segment has ended, and a queue.
 
-Read where the DAG file is parsed, because Airflow fixes both there. With nothing set, Airflow's own defaults hold. Where
-there is no scheduler (`prunella run`) nobody waits for slots and nobody watches a clock: both are left out.
+Read where the DAG file is parsed, because Airflow fixes them there. With nothing set, Airflow's own defaults hold. Where
+there is no scheduler (`prunella run`) nobody waits for slots and nobody watches a clock: they are left out.
 """
 
 import os
@@ -16,7 +16,8 @@ NODE_POOL = "prunella_nodes"
 
 POOL_SLOTS = "PRUNELLA_POOL_SLOTS"
 DEADLINE_S = "PRUNELLA_SEGMENT_DEADLINE_S"
-SETTINGS = (POOL_SLOTS, DEADLINE_S)
+QUEUE = "PRUNELLA_QUEUE"
+SETTINGS = (POOL_SLOTS, DEADLINE_S, QUEUE)
 
 
 def node_slots() -> int | None:
@@ -31,6 +32,12 @@ def node_slots() -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"{POOL_SLOTS}={text!r}: expected how many nodes the fleet has, a whole number from 1")
     return int(text)
+
+
+def in_queue() -> dict[str, Any]:
+    """Arguments of every task that asks a stage: the queue of Airflow's workers that can find it again."""
+    queue = os.environ.get(QUEUE)
+    return {"queue": queue} if queue else {}
 
 
 def on_one_node() -> dict[str, Any]:

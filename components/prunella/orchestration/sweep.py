@@ -11,7 +11,7 @@ from prunella.fleet.gate_results import apply_gate_node
 from prunella.fleet.lifecycle import Fleet, Owner
 from prunella.fleet.roster import known_fleet
 from prunella.fleet.sweep import busy_nodes, nodes_to_sweep, request_key, sweep_requests
-from prunella.ledger import Ledger
+from prunella.ledger import Ledger, list_experiments
 from prunella.orchestration import cluster_nodes
 from prunella.orchestration.ask_stage import Asking, ask
 from prunella.records import FailedRecord, GateNodeRecord, GateNodeRequest
@@ -28,9 +28,12 @@ def open_sweep(root: str, fleet_file: str | None, run_id: str) -> list[str]:
     """Write the requests of a sweep; returns their keys. A second try of the same run finds them written.
 
     Args:
-        fleet_file: the nodes to look at; None for those of the experiments under the root.
+        fleet_file: the nodes to look at; None for those of the experiments under the root, which are none before the first.
     """
     ledger = _fleet_ledger(root)
+    if fleet_file is None and not list_experiments(ledger.store):
+        logger.info("nothing_to_sweep root=%s: no experiment and no fleet file says which nodes there are", root)
+        return []
     fleet = known_fleet(ledger.store, fleet_file)
     states = Fleet(ledger.store)
     due = nodes_to_sweep(fleet, {node.name: states.last(node.name) for node in fleet}, busy=busy_nodes(ledger.store))

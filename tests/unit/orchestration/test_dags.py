@@ -88,7 +88,12 @@ def test_a_scheduled_dag_runs_without_being_asked_and_never_twice_at_once(bag: A
     assert dag.schedule is not None
     assert not dag.catchup
     assert dag.max_active_runs == 1
-    assert dag.is_paused_upon_creation is False
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_dag_waits_for_somebody_to_unpause_it(bag: Any, name: str) -> None:
+    """Airflow makes DAGs paused unless they say otherwise, and the runs of a paused one are queued for ever."""
+    assert bag.dags[name].is_paused_upon_creation is False
 
 
 @pytest.mark.parametrize("name", ["pretrain_segment", "promote_checkpoint"])
@@ -189,7 +194,7 @@ ON_NODES = {
 
 @pytest.fixture(scope="module")
 def scheduled() -> dict[str, Any]:
-    """What Airflow's scheduler is told of each DAG where slots and a deadline are set: parsed and serialized."""
+    """What Airflow's scheduler is told of each DAG where slots, a deadline and a queue are set: parsed and serialized."""
     program = (
         "import importlib.util, json, sys\n"
         "from airflow.serialization.serialized_objects import DagSerialization\n"
@@ -200,10 +205,12 @@ def scheduled() -> dict[str, Any]:
         "    spec.loader.exec_module(module)\n"
         "    dag = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(module.dag))\n"
         "    tasks = {task.task_id: [task.pool, task.pool_slots, type(task.weight_rule).__name__] for task in dag.tasks}\n"
-        "    found[dag.dag_id] = {'tasks': tasks, 'deadline': dag.deadline}\n"
+        "    queues = sorted({task.queue for task in dag.tasks})\n"
+        "    found[dag.dag_id] = {'tasks': tasks, 'deadline': dag.deadline, 'queues': queues}\n"
         "print('FOUND ' + json.dumps(found))\n"
     )
-    return answer_of(program, *FILES, PRUNELLA_POOL_SLOTS="3", PRUNELLA_SEGMENT_DEADLINE_S="5400")
+    settings = {"PRUNELLA_POOL_SLOTS": "3", "PRUNELLA_SEGMENT_DEADLINE_S": "5400", "PRUNELLA_QUEUE": "ward"}
+    return answer_of(program, *FILES, **settings)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -212,6 +219,16 @@ def test_without_settings_every_task_is_in_the_default_pool_and_there_is_no_dead
 
     assert {(task.pool, task.pool_slots) for task in dag.tasks} == {("default_pool", 1)}
     assert dag.deadline is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whoever_asks_stages_is_in_the_queue_that_was_named_and_nobody_else_is(
+    scheduled: dict[str, Any], bag: Any, name: str
+) -> None:
+    asks_stages = name in {"pretrain_segment", "sweep_fleet"}
+
+    assert scheduled[name]["queues"] == (["ward"] if asks_stages else ["default"])
+    assert {task.queue for task in bag.dags[name].tasks} == {"default"}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -140,6 +140,17 @@ def test_between_two_segments_nobody_waits_for_the_publication(
     pipe.write_text("go on")
 
 
+def test_where_stages_are_pods_the_publication_is_waited_for_because_the_worker_may_be_one(
+    story: Story, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PRUNELLA_LAUNCH", "kubernetes")
+    monkeypatch.setenv("PRUNELLA_PYTHON", "/bin/false")
+
+    publish_apart(story.ledger, is_awaited=False)
+
+    assert "publishing_failed exit_code=1" in caplog.text
+
+
 def test_a_root_that_is_away_is_not_made_by_publishing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         publishing.folder(Ledger(FolderStore(str(tmp_path / "gone")), "demo"))
