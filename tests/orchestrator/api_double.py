@@ -257,10 +257,14 @@ class Cluster:
         self.on_create(document)
         return 201, {**document, "status": PENDING}
 
-    def _look(self, name: str) -> tuple[int, Any]:
+    def _is_away_for(self, name: str) -> bool:
+        """Whether this look at a pod or TrainJob, or at the pods of one, is not answered."""
         self.on_look(name)
-        if self.unavailable:
-            self.unavailable -= 1
+        self.unavailable -= (is_away := self.unavailable > 0)
+        return is_away
+
+    def _look(self, name: str) -> tuple[int, Any]:
+        if self._is_away_for(name):
             return 503, _status(503, "ServiceUnavailable")
         state = self.state_of(self.pods[name])
         if state == GONE:
@@ -273,9 +277,7 @@ class Cluster:
         label, _, name = selector.partition("=")
         if label != LAUNCH_LABEL:
             return self._refuse(400, f"this stand-in lists the pods of one start, not of {selector!r}")
-        self.on_look(name)
-        if self.unavailable:
-            self.unavailable -= 1
+        if self._is_away_for(name):
             return 503, _status(503, "ServiceUnavailable")
         self.leaving -= name not in self.jobs
         is_there = name in self.jobs or self.leaving >= 0
@@ -321,9 +323,7 @@ class Cluster:
         return 201, document
 
     def _look_at_job(self, name: str) -> tuple[int, Any]:
-        self.on_look(name)
-        if self.unavailable:
-            self.unavailable -= 1
+        if self._is_away_for(name):
             return 503, _status(503, "ServiceUnavailable")
         if "deletionTimestamp" in self.jobs[name]["metadata"]:
             self.leaving -= 1

@@ -274,7 +274,8 @@ def _closed() -> dict[str, Any]:
 
 def _limits() -> Iterator[tuple[str, tuple[int, int]]]:
     yield "nofile", resource.getrlimit(resource.RLIMIT_NOFILE)
-    yield "nproc", (most_processes(), most_processes())
+    processes = most_processes()
+    yield "nproc", (processes, processes)
 
 
 def most_processes() -> int:

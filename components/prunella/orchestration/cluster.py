@@ -150,6 +150,8 @@ def waiting(pod: Any) -> tuple[str, str]:
 
 def what_keeps(pod: Any) -> str:
     """Why a `kubernetes.client.V1Pod` does not run, as scheduler or kubelet word it; empty where neither says."""
-    kept_off = (one for one in pod.status.conditions or () if one.type == "PodScheduled" and one.status == "False")
-    told = waiting(pod) if any(waiting(pod)) else next(((one.reason or "", one.message or "") for one in kept_off), ("", ""))
+    told = waiting(pod)
+    if not any(told):
+        kept_off = (one for one in pod.status.conditions or () if one.type == "PodScheduled" and one.status == "False")
+        told = next(((one.reason or "", one.message or "") for one in kept_off), told)
     return " ".join(": ".join(word for word in told if word).split())

@@ -62,11 +62,11 @@ _REFUSED = {
     "501": _UNKNOWN_REQUEST,
     "BadRequest": _UNEXPLAINED,
 }
-#: What keeps a connection from being private, by OpenSSL's reason for it, and what mends it. Source: OpenSSL 3.0, 2026-11.
 _NO_BUNDLE = "AWS_CA_BUNDLE, or `ca_bundle` of the profile, names no readable file of certificates; correct it"
 _NOT_TRUSTED = (
     "the server's certificate is not trusted; name its authority's certificates with AWS_CA_BUNDLE, or have it renewed"
 )
+#: What keeps a connection from being private, by OpenSSL's reason for it, and what mends it. Source: OpenSSL 3.0, 2026-11.
 _NOT_PRIVATE = {
     "NO_CERTIFICATE_OR_CRL_FOUND": _NO_BUNDLE,
     "WRONG_VERSION_NUMBER": "there is a server, but not with TLS; set AWS_ENDPOINT_URL_S3 to http://, or to the port with TLS",

@@ -124,31 +124,36 @@ def deadline(launch: ClusterLaunch, settings: ClusterSettings) -> Manifest:
 
 
 def volumes(launch: ClusterLaunch, settings: ClusterSettings) -> list[Manifest]:
-    """Scratch, shared memory, and what reaches the root: the files of the store's config map, or the claim of a folder."""
-    asked = settings.of(launch.request.stage)
-    found: list[Manifest] = [{"name": "scratch", "emptyDir": {"sizeLimit": asked.scratch}}]
-    if asked.shared_memory:
-        found.append({"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": asked.shared_memory}})
-    if _is_bucket(launch):
-        return [*found, {"name": "store", "configMap": {"name": settings.store_config, "optional": True}}]
-    return [*found, {"name": "root", "persistentVolumeClaim": {"claimName": settings.claim}}]
+    """Scratch, shared memory, and what reaches the root: the files of the store's config map, or the claim of a folder. Raises
+    ConfigError where the root is a folder that lies in no volume."""
+    return [volume for volume, _ in _places(launch, settings)]
 
 
 def mounts(launch: ClusterLaunch, settings: ClusterSettings) -> list[Manifest]:
-    """Where the volumes are seen. Raises ConfigError where the root is a folder that lies in no volume."""
-    found: list[Manifest] = [{"name": "scratch", "mountPath": _SCRATCH}]
-    if settings.of(launch.request.stage).shared_memory:
-        found.append({"name": "shared-memory", "mountPath": "/dev/shm"})  # noqa: S108 - the pod's own
+    """Where the volumes are seen. Raises as `volumes`."""
+    return [{"name": volume["name"], **seen} for volume, seen in _places(launch, settings)]
+
+
+def _places(launch: ClusterLaunch, settings: ClusterSettings) -> list[tuple[Manifest, Manifest]]:
+    """Every volume, with where and how it is seen."""
+    asked, root = settings.of(launch.request.stage), launch.request.root
+    found: list[tuple[Manifest, Manifest]] = [
+        ({"name": "scratch", "emptyDir": {"sizeLimit": asked.scratch}}, {"mountPath": _SCRATCH})
+    ]
+    if asked.shared_memory:
+        memory = {"medium": "Memory", "sizeLimit": asked.shared_memory}
+        found.append(({"name": "shared-memory", "emptyDir": memory}, {"mountPath": "/dev/shm"}))  # noqa: S108 - the pod's own
     if _is_bucket(launch):
-        return [*found, {"name": "store", "mountPath": STORE_FOLDER, "readOnly": True}]
-    root = launch.request.root
+        config = {"name": settings.store_config, "optional": True}
+        return [*found, ({"name": "store", "configMap": config}, {"mountPath": STORE_FOLDER, "readOnly": True})]
     if not settings.claim or not PurePosixPath(root).is_relative_to(settings.claim_path):
         claim = f"the claim {settings.claim!r} at {settings.claim_path}" if settings.claim else "no claim"
         raise ConfigError(
             f"root {root}: pods reach a folder through a volume claim only, and the cluster settings name {claim}; "
             "use s3://BUCKET/PREFIX, or set `claim` and a root under `claim_path`"
         )
-    return [*found, {"name": "root", "mountPath": settings.claim_path}]
+    claimed = {"name": "root", "persistentVolumeClaim": {"claimName": settings.claim}}
+    return [*found, (claimed, {"mountPath": settings.claim_path})]
 
 
 def _is_bucket(launch: ClusterLaunch) -> bool:

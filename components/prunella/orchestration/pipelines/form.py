@@ -8,6 +8,7 @@ from kfp.dsl.pipeline_channel import PipelineChannel
 from kfp.dsl.pipeline_task import PipelineTask
 
 from prunella.launch.images import TRAINER
+from prunella.launch.kubernetes.placement import tolerated
 from prunella.launch.kubernetes.settings import STORE_FOLDER, STORE_KEYS, STORE_SETTINGS
 from prunella.orchestration.pipelines.components import CONTAINER_ANSWER, LIGHTWEIGHT_ANSWER, STEPS, component
 
@@ -44,7 +45,7 @@ class Form:
         task.set_cpu_limit(STEPS[name].cpu).set_memory_limit(STEPS[name].memory)
         if self.devices and STEPS[name].image == TRAINER:
             task.set_accelerator_type(self.device_resource).set_accelerator_limit(self.devices)
-            kubernetes.add_toleration(task, key=self.device_resource, operator="Exists", effect="NoSchedule")
+            kubernetes.add_toleration(task, **tolerated(self.device_resource))
         if self.store_secret and "root" in arguments:
             self._reach_store(task)
         return task.set_caching_options(False)
